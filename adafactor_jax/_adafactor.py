@@ -1,0 +1,149 @@
+"""The optimizer: a recipe as a chain of pieces."""
+
+from typing import Any, Literal
+
+import optax
+
+from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
+from adafactor_spec.errors import refuse_unknown_keywords
+from adafactor_spec.factoring import Rule
+from adafactor_spec.schedules import ScalarOrSchedule
+
+from . import _pieces as pieces
+from ._moments import factored_rms, momentum
+from ._standalone import counted, rounded_once
+
+
+@refuse_unknown_keywords({**REMEDIES, "lr": "Use learning_rate.", "learning_rate": ""})
+def adafactor(
+    learning_rate: optax.ScalarOrSchedule = AS_THE_RECIPE_SAYS,
+    *,
+    recipe: str | Recipe = "paper",
+    weight_decay_mask: Any = None,
+    relative_step: bool = AS_THE_RECIPE_SAYS,
+    multiply_by_parameter_scale: bool = AS_THE_RECIPE_SAYS,
+    eps2: float = AS_THE_RECIPE_SAYS,
+    max_parameter_scale: float | None = AS_THE_RECIPE_SAYS,
+    beta2: ScalarOrSchedule = AS_THE_RECIPE_SAYS,
+    factoring: Rule = AS_THE_RECIPE_SAYS,
+    eps1: float | None = AS_THE_RECIPE_SAYS,
+    eps1_mode: Literal["add", "floor"] = AS_THE_RECIPE_SAYS,
+    amsgrad: bool = AS_THE_RECIPE_SAYS,
+    clipping_threshold: float | None = AS_THE_RECIPE_SAYS,
+    beta1: ScalarOrSchedule | None = AS_THE_RECIPE_SAYS,
+    momentum_of: Literal["grad", "update", "step"] = AS_THE_RECIPE_SAYS,
+    debias: bool = AS_THE_RECIPE_SAYS,
+    momentum_dtype: Any = AS_THE_RECIPE_SAYS,
+    momentum_rounding: Literal["store", "use", "decay"] = AS_THE_RECIPE_SAYS,
+    weight_decay: ScalarOrSchedule | None = AS_THE_RECIPE_SAYS,
+    weight_decay_by: Literal["step", "lr", "one", "grad"] = AS_THE_RECIPE_SAYS,
+    decay_before_scale: bool = AS_THE_RECIPE_SAYS,
+    state_dtype: Literal["param"] | None = AS_THE_RECIPE_SAYS,
+) -> optax.GradientTransformationExtraArgs:
+    """Adafactor, any published one, as an optax transformation.
+
+    Args:
+        learning_rate: the recipe's `lr`: a number, or a schedule or function of t with **t = 1 at the first update**,
+            as everywhere in this project. optax's own schedules count from 0: wrap them,
+            `adafactor_spec.schedules.zero_based(optax.cosine_decay_schedule(...))`.
+        recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
+        weight_decay_mask: the parameters that decay: a tree of bools, a prefix of one, or a function of the parameters.
+        relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
+            amsgrad, clipping_threshold, beta1, momentum_of, debias, momentum_dtype, momentum_rounding, weight_decay,
+            weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
+            `adafactor_spec.Recipe` describes. None means off.
+
+    Returns:
+        A transformation whose `update` needs the parameters. Its state has one `count` of finished steps (int32) and,
+        as trees like the parameters with None where a parameter has no such thing, `v_row`, `v_col`, `v`, `v_max`, `m`.
+
+    Raises:
+        ValueError: a value is out of range, or two contradict each other; the message names the remedy.
+        TypeError: an unknown keyword; the message names the right one.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from adafactor_jax import adafactor
+        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), adafactor(1e-2))
+        >>> params = {"w": jnp.ones((4, 3))}
+        >>> updates, state = tx.update({"w": jnp.ones((4, 3))}, tx.init(params), params)
+        >>> params = optax.apply_updates(params, updates)
+
+    Source: arXiv 1804.04235; a recipe names its own.
+    """
+    fields = given(
+        lr=learning_rate,
+        relative_step=relative_step,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        eps2=eps2,
+        max_parameter_scale=max_parameter_scale,
+        beta2=beta2,
+        factoring=factoring,
+        eps1=eps1,
+        eps1_mode=eps1_mode,
+        amsgrad=amsgrad,
+        clipping_threshold=clipping_threshold,
+        beta1=beta1,
+        momentum_of=momentum_of,
+        debias=debias,
+        momentum_dtype=momentum_dtype,
+        momentum_rounding=momentum_rounding,
+        weight_decay=weight_decay,
+        weight_decay_by=weight_decay_by,
+        decay_before_scale=decay_before_scale,
+        state_dtype=state_dtype,
+    )
+    chain = optax.chain(*chain_of(replace(recipes.resolve(recipe), **fields), weight_decay_mask))
+    return counted(chain, rounded_once)
+
+
+def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformationExtraArgs]:
+    """The pieces of a recipe in the order of a step, each with its reason."""
+    r = recipe
+    average = momentum(
+        0.0 if r.beta1 is None else r.beta1,
+        debias=r.debias,
+        momentum_dtype=r.momentum_dtype,
+        momentum_rounding=r.momentum_rounding,
+        state_dtype=r.state_dtype,
+    )
+    averages = None if r.beta1 is None else r.momentum_of
+    decoupled = r.decays and r.weight_decay_by != "grad"
+    scale: dict[str, Any] = {"eps2": r.eps2, "max_parameter_scale": r.max_parameter_scale, "factoring": r.factoring}
+    tx = []
+    if r.decays and not decoupled:  # L2: the decay is a part of the gradient and goes through everything below
+        tx.append(pieces.decayed_weights(r.decay, mask=mask))
+    tx.append(  # algorithm 4: divide by the root of the factored second moment of the raw gradient
+        factored_rms(
+            r.beta2,
+            factoring=r.factoring,
+            eps1=r.eps1,
+            eps1_mode=r.eps1_mode,
+            amsgrad=r.amsgrad,
+            state_dtype=r.state_dtype,
+            numerator=average if averages == "grad" else None,
+        )
+    )
+    if r.clipping_threshold is not None:  # section 6: a stale second moment makes an update too large
+        tx.append(pieces.block_rms_clipping(r.clipping_threshold, factoring=r.factoring))
+    if averages == "update":
+        tx.append(average)
+    if r.multiply_by_parameter_scale:  # section 8: steps relative to the size of the parameter
+        before = r.decay if decoupled and r.decay_before_scale else 0.0
+        tx.append(pieces.parameter_scale(r.rho, **scale, decay=before, mask=mask))
+    else:
+        tx.append(pieces.step_size(r.rho))
+    if averages == "step":
+        tx.append(average)
+    if decoupled:  # after momentum and clipping: it is not a gradient
+        by_step = r.weight_decay_by == "step"
+        tx.append(
+            pieces.decayed_weights(
+                r.decay,
+                step=r.rho if by_step else 1.0,
+                multiply_by_parameter_scale=by_step and r.multiply_by_parameter_scale,
+                **scale,
+                mask=mask,
+            )
+        )
+    return [*tx, pieces.step_size(-1.0)]  # apply_updates adds

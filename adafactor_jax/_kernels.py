@@ -1,0 +1,99 @@
+"""The kernels of `adafactor_spec.oracle`, in JAX: the same names in the same order.
+
+Each is a pure function of arrays in the computing dtype and plain numbers; the reasons for their forms are in the
+oracle.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adafactor_spec.factoring import Plan
+
+Array = jax.Array
+Number = jax.typing.ArrayLike
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """x, rounded to `dtype`, in its own dtype. The barrier keeps XLA from removing the pair of conversions."""
+    if x.dtype == dtype:
+        return x
+    return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)
+
+
+def mean(x: Array, axes: tuple[int, ...]) -> Array:
+    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    return jnp.sum(x / max(count, 1), axis=axes, keepdims=True)
+
+
+def rms(x: Array, axes: tuple[int, ...]) -> Array:
+    """RMS(x) = sqrt(mean(x^2))."""
+    return jnp.sqrt(mean(x * x, axes))
+
+
+def statistics(g: Array, eps1: Number, plan: Plan) -> tuple[Array, ...]:
+    """Means of s = g^2 + eps1 over the columns and over the rows; not factored: s itself."""
+    s = g.reshape(plan.matrix_shape) ** 2 + eps1
+    return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
+
+
+def ema(old: Array, new: Array, beta: Number, complement: Number) -> Array:
+    """beta_t * old + (1 - beta_t) * new."""
+    return beta * old + complement * new
+
+
+def root_factors(moments: tuple[Array, ...], floor: Number | None, plan: Plan) -> tuple[Array, ...]:
+    """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
+    if not plan.factored:
+        return (jnp.sqrt(moments[0]),)
+    v_row, v_col = moments
+    norm = mean(v_row, plan.rows)
+    norm = norm if floor is None else jnp.maximum(norm, floor)
+    return jnp.sqrt(v_row) / jnp.sqrt(norm), jnp.sqrt(v_col)
+
+
+def second_moment(roots: tuple[Array, ...], floor: Number | None) -> Array:
+    """V, at least floor^2, from the factors of its root."""
+    root: Array = math.prod(roots[1:], start=roots[0])
+    root = root if floor is None else jnp.maximum(root, floor)
+    return root * root
+
+
+def precondition(x: Array, roots: tuple[Array, ...], floor: Number | None) -> Array:
+    """x / sqrt(V), where sqrt(V) is at least `floor`; without a floor the factors divide one by one, columns first."""
+    if floor is not None:
+        return x / jnp.maximum(math.prod(roots[1:], start=roots[0]), floor)
+    for root in reversed(roots):
+        x = x / root
+    return x
+
+
+def precondition_amsgrad(x: Array, v_max: Array, bias: Number, eps1: Number) -> Array:
+    """x / (sqrt(V_max / (1 - beta2_t^t)) + eps1)."""
+    return x / (jnp.sqrt(v_max / bias) + eps1)
+
+
+def clip(u: Array, threshold: Number, axes: tuple[int, ...]) -> Array:
+    """u / max(1, RMS(u) / d)."""
+    return u / jnp.maximum(rms(u, axes) / threshold, 1.0)
+
+
+def average(m: Array, x: Array, beta: Array, complement: Array, rounding: str, dtype: str) -> tuple[Array, Array]:
+    """First moment: (the average that is used, the one that is stored in `dtype`)."""
+    if rounding == "use":
+        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        return stored, stored
+    if rounding == "decay":
+        kept = round_to(round_to(beta, dtype) * m, dtype)
+        used = kept + complement * x
+    else:
+        used = ema(m, x, beta, complement)
+    return used, round_to(used, dtype)
+
+
+def parameter_scale(p_rms: Array, eps2: Number, largest: Number | None) -> Array:
+    """clip(RMS(p), eps2, largest)."""
+    scale = jnp.maximum(p_rms, eps2)
+    return scale if largest is None else jnp.minimum(scale, largest)

@@ -1,0 +1,95 @@
+"""Trees, leaf by leaf: names for factoring rules, dtypes, masks, and gradients that are missing."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adafactor_spec import dtypes, factoring
+from adafactor_spec.errors import refusal
+
+Tree = Any  # a pytree of arrays
+Mask = Any  # a tree of bools, a prefix of one, a function of the parameters that gives one, or None for all
+GradientTransformation = optax.GradientTransformationExtraArgs
+
+
+class Leaf(NamedTuple):
+    """What is static about one parameter."""
+
+    name: str  # its path, "encoder/0/kernel"
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def compute(self) -> str:
+        """The dtype of the parameter's arithmetic."""
+        return dtypes.at_least_float32(self.dtype)
+
+    def plan(self, rule: factoring.Rule) -> factoring.Plan:
+        """What `rule` does with the parameter."""
+        return factoring.plan(rule, self.shape, self.name)
+
+
+def leaves_of(params: Tree) -> tuple[list[Leaf], list[Any], Any]:
+    """(static part, value) of every leaf, and the structure of the tree."""
+    with_path, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = []
+    for path, value in with_path:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = jnp.result_type(value)
+        if dtype.name not in dtypes.NAMES:
+            remedy = "Give such a parameter to optax.masked or optax.partition."
+            raise refusal(f"dtype of parameter {name!r}", "one of " + ", ".join(dtypes.NAMES), dtype.name, remedy)
+        leaves.append(Leaf(name, tuple(jnp.shape(value)), dtype.name))
+    return leaves, [value for _, value in with_path], structure
+
+
+def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
+    """The gradient or update of every leaf, None where it is missing."""
+    values: list[Any] = structure.flatten_up_to(updates)
+    for leaf, value in zip(leaves, values, strict=True):
+        if value is None:
+            continue
+        if jnp.shape(value) != leaf.shape:
+            raise refusal(f"shape of the gradient of {leaf.name!r}", f"{leaf.shape}", jnp.shape(value))
+        if jnp.iscomplexobj(value):
+            raise refusal(f"gradient of {leaf.name!r}", "real", str(jnp.result_type(value)))
+    return values
+
+
+def masks_of(mask: Mask, params: Tree, structure: Any) -> list[bool]:
+    """optax's mask (a tree of bools or a prefix of one, or a function of the parameters) for every leaf."""
+    tree = mask(params) if callable(mask) else True if mask is None else mask
+    spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
+    values: list[bool] = structure.flatten_up_to(spread)
+    return values
+
+
+def need_params(params: Tree | None) -> Tree:
+    """The parameters, or the refusal of an update without them."""
+    if params is None:
+        raise ValueError("params must be given to update, got None. Call tx.update(grads, state, params).")
+    return params
+
+
+def zeros(shape: tuple[int, ...] | None, dtype: str) -> jax.Array | None:
+    """An array of zeros, or None for what is not kept."""
+    return None if shape is None else jnp.zeros(shape, dtype)
+
+
+def tree_of(structure: Any, values: list[Any]) -> Tree:
+    """The tree with these leaves."""
+    return jax.tree.unflatten(structure, values)
+
+
+def columns(width: int, one: Callable[..., tuple[Any, ...]], structure: Any, *arguments: Iterable[Any]) -> list[Tree]:
+    """The `width` trees of what `one` returns for every leaf: a list of tuples, turned."""
+    rows = [one(*row) for row in zip(*arguments, strict=True)]
+    return [tree_of(structure, [row[column] for row in rows]) for column in range(width)]
+
+
+def number(value: Any, dtype: str) -> jax.Array:
+    """A number of the step in the computing dtype."""
+    return jnp.asarray(value, dtype)

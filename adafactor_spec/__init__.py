@@ -1,0 +1,31 @@
+"""What Adafactor is: the recipe, its schedules, its factoring rules, and the oracle that defines a step. NumPy only.
+
+    from adafactor_spec import Recipe, factoring, oracle, recipes, schedules
+
+`oracle` is where the maths is. `recipes` has the published Adafactors in their own words. The two optimizers,
+`adafactor_jax` and `adafactor_torch`, take a `Recipe` or its name, and any field of it as a keyword.
+"""
+
+from . import dtypes, errors, factoring, oracle, recipes, schedules
+from ._plain import from_plain, to_plain
+from ._recipe import FIELDS, REMEDIES, Numbers, Recipe, replace
+from ._sentinel import AS_THE_RECIPE_SAYS, Unset, given
+
+__all__ = [
+    "AS_THE_RECIPE_SAYS",
+    "FIELDS",
+    "REMEDIES",
+    "Numbers",
+    "Recipe",
+    "Unset",
+    "dtypes",
+    "errors",
+    "factoring",
+    "from_plain",
+    "given",
+    "oracle",
+    "recipes",
+    "replace",
+    "schedules",
+    "to_plain",
+]

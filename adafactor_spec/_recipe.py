@@ -1,0 +1,208 @@
+"""The recipe: one definition of the algorithm, with every published Adafactor as a setting of it."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from . import dtypes
+from .errors import check_choice, check_flag, check_number, is_number, nearest, refusal
+from .factoring import Rule, check_rule, last_two
+from .schedules import (
+    Number,
+    ScalarOrSchedule,
+    as_schedule,
+    bias_correction,
+    check_schedule,
+    power_decay,
+    product,
+    relative_step,
+)
+
+REMEDIES = {
+    "betas": "Use beta1 and beta2.",
+    "eps": "Use eps1 (added to g^2) and eps2 (the smallest parameter scale).",
+    "learning_rate": "Use lr.",
+    "momentum": "Use beta1, with momentum_of='step' for optax's momentum.",
+    "dtype_momentum": "Use momentum_dtype.",
+    "decay_rate": "Use beta2=schedules.power_decay(0.8).",
+    "beta2_decay": "Use beta2=schedules.power_decay(0.8) for -0.8.",
+    "decay_offset": "Use beta2=schedules.power_decay(0.8, offset=...).",
+    "clip_threshold": "Use clipping_threshold.",
+    "cliping_threshold": "Use clipping_threshold.",
+    "d": "Use clipping_threshold.",
+    "scale_parameter": "Use multiply_by_parameter_scale.",
+    "warmup_init": "Use lr=schedules.linear_warmup(1.0, steps=1_000_000) with relative_step=True.",
+    "weight_decay_rate": "Use weight_decay, with weight_decay_by='one' for optax's.",
+    "min_dim_size_to_factor": "Use factoring=factoring.largest_two(128).",
+    "factored": "Use factoring=factoring.no_factoring.",
+    "ams_grad": "Use amsgrad.",
+    "lr_decay_step": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
+    "lr_decay_factor": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of one step: every schedule of a recipe at its t. `None` where the recipe has no such thing.
+
+    Attributes:
+        t: the step, 1 at the first update.
+        lr: the learning rate now in force.
+        rho: the step size before it is scaled: lr, or min(lr, t^-1/2) for a relative step.
+        beta2, beta2_complement, bias2: decay of the second moment, 1 - beta2, and 1 - beta2^t.
+        beta1, beta1_complement, bias1: the same of the first.
+        weight_decay: the factor in front of p in the decay, without alpha where that is a part of it.
+    """
+
+    t: Number
+    lr: Number
+    rho: Number
+    beta2: Number
+    beta2_complement: Number
+    bias2: Number
+    beta1: Number
+    beta1_complement: Number
+    bias1: Number
+    weight_decay: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One Adafactor, its fields in the order in which a step uses them. The defaults are those of "paper".
+
+    Attributes:
+        lr: learning rate before scaling, a number or a schedule of t; t = 1 at the first update.
+        relative_step: rho_t = min(lr_t, t^-1/2); else rho_t = lr_t.
+        multiply_by_parameter_scale: alpha_t = rho_t * clip(RMS(p), eps2, max_parameter_scale); else alpha_t = rho_t.
+        eps2: the smallest scale, so that a parameter of zeros moves.
+        max_parameter_scale: the largest, or None.
+        beta2: decay of the second moment, a number or a schedule.
+        factoring: rule from the module `factoring`.
+        eps1: regularises g^2; None is the machine epsilon of the parameter's own dtype.
+        eps1_mode: "add": g^2 + eps1. "floor": V >= eps1^2 and its normaliser >= eps1 (torch).
+        amsgrad: a full-size running maximum of V, debiased; eps1 is then also added to its root.
+        clipping_threshold: u / max(1, RMS(u) / d); None or inf is off.
+        beta1: decay of the first moment, a number or a schedule; None is off.
+        momentum_of: what is averaged, "grad" (before it is divided), "update" (clipped) or "step" (times alpha).
+        debias: divide the first moment by 1 - beta1_t^t.
+        momentum_dtype: storage of the first moment; None is that of the second.
+        momentum_rounding: what a momentum narrower than the arithmetic rounds. "store": the stored value only. "use":
+            the update and the average, and the rounded average is used. "decay": beta1 * m and the stored value.
+        weight_decay: a number or a schedule; 0 or None is off.
+        weight_decay_by: the decay is c * p, c = weight_decay times alpha ("step"), lr ("lr") or nothing ("one");
+            "grad" adds weight_decay * p to the gradient (L2).
+        decay_before_scale: RMS(p) is taken of the decayed parameter (Keras).
+        state_dtype: second moment in at least float32 (None) or in the parameter's dtype ("param").
+
+    Raises:
+        ValueError: a field is out of range, or two fields contradict each other.
+    """
+
+    lr: ScalarOrSchedule = 1e-2
+    relative_step: bool = True
+    multiply_by_parameter_scale: bool = True
+    eps2: float = 1e-3
+    max_parameter_scale: float | None = None
+    beta2: ScalarOrSchedule = power_decay()
+    factoring: Rule = last_two
+    eps1: float | None = 1e-30
+    eps1_mode: Literal["add", "floor"] = "add"
+    amsgrad: bool = False
+    clipping_threshold: float | None = 1.0
+    beta1: ScalarOrSchedule | None = None
+    momentum_of: Literal["grad", "update", "step"] = "update"
+    debias: bool = False
+    momentum_dtype: str | None = None
+    momentum_rounding: Literal["store", "use", "decay"] = "store"
+    weight_decay: ScalarOrSchedule = 0.0
+    weight_decay_by: Literal["step", "lr", "one", "grad"] = "step"
+    decay_before_scale: bool = False
+    state_dtype: Literal["param"] | None = None
+
+    def __post_init__(self) -> None:
+        for flag in ("relative_step", "multiply_by_parameter_scale", "amsgrad", "debias", "decay_before_scale"):
+            check_flag(flag, getattr(self, flag))
+        check_schedule("lr", self.lr, at_least=0)
+        check_number("eps2", self.eps2, at_least=0)
+        if self.max_parameter_scale is not None:
+            check_number("max_parameter_scale", self.max_parameter_scale, above=0)
+        check_schedule("beta2", self.beta2, at_least=0, below=1)
+        check_rule("factoring", self.factoring)
+        if self.eps1 is not None:
+            # The second moment of a zero gradient is eps1: it must survive being stored in float32.
+            check_number("eps1", self.eps1, at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
+        check_choice("eps1_mode", self.eps1_mode, ("add", "floor"))
+        if self.clipping_threshold is not None:
+            remedy = "None switches clipping off."
+            check_number("clipping_threshold", self.clipping_threshold, above=0, infinite=True, remedy=remedy)
+        if self.beta1 is not None:
+            check_schedule("beta1", self.beta1, at_least=0, below=1, remedy="None switches the first moment off.")
+        check_choice("momentum_of", self.momentum_of, ("grad", "update", "step"))
+        if self.momentum_dtype is not None:
+            object.__setattr__(self, "momentum_dtype", dtypes.name_of(self.momentum_dtype, "momentum_dtype"))
+        check_choice("momentum_rounding", self.momentum_rounding, ("store", "use", "decay"))
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", 0.0)
+        check_schedule("weight_decay", self.weight_decay, at_least=0)
+        check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"))
+        check_choice("state_dtype", self.state_dtype, (None, "param"))
+        if self.decay_before_scale and self.weight_decay_by not in ("lr", "one"):
+            remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
+            raise refusal("weight_decay_by", "'lr' or 'one' with decay_before_scale=True", self.weight_decay_by, remedy)
+        if (
+            is_number(self.max_parameter_scale) and is_number(self.eps2) and self.eps2 > self.max_parameter_scale  # type: ignore[operator]
+        ):
+            raise refusal("max_parameter_scale", f"at least eps2 = {self.eps2}", self.max_parameter_scale)
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is a weight decay."""
+        return not (is_number(self.weight_decay) and self.weight_decay == 0)
+
+    @property
+    def rho(self) -> ScalarOrSchedule:
+        """The step size before it is scaled, as a schedule."""
+        return relative_step(self.lr) if self.relative_step else self.lr
+
+    @property
+    def decay(self) -> ScalarOrSchedule:
+        """The factor in front of p in the weight decay, without alpha where that is a part of it, as a schedule."""
+        return product(self.weight_decay, self.lr) if self.weight_decay_by == "lr" else self.weight_decay
+
+    def at(self, t: Number) -> Numbers:
+        """Every schedule at step `t`, a number on the host or an array with the array API."""
+        beta2, beta1 = as_schedule(self.beta2), None if self.beta1 is None else as_schedule(self.beta1)
+        return Numbers(
+            t=t,
+            lr=as_schedule(self.lr)(t),
+            rho=as_schedule(self.rho)(t),
+            beta2=beta2(t),
+            beta2_complement=beta2.complement(t),
+            bias2=bias_correction(beta2, t) if self.amsgrad else None,
+            beta1=None if beta1 is None else beta1(t),
+            beta1_complement=None if beta1 is None else beta1.complement(t),
+            bias1=bias_correction(beta1, t) if beta1 is not None and self.debias else None,
+            weight_decay=as_schedule(self.decay)(t),
+        )
+
+    def eps1_for(self, dtype: str) -> float:
+        """eps1 for a parameter of `dtype`."""
+        return dtypes.epsilon(dtype) if self.eps1 is None else self.eps1
+
+    def state_dtype_for(self, dtype: str) -> str:
+        """Storage dtype of the second moment of a parameter of `dtype`."""
+        return dtypes.state_dtype(self.state_dtype, dtype)
+
+    def momentum_dtype_for(self, dtype: str) -> str:
+        """Storage dtype of the first moment of a parameter of `dtype`."""
+        return self.momentum_dtype or self.state_dtype_for(dtype)
+
+
+FIELDS = tuple(field.name for field in fields(Recipe))
+
+
+def replace(recipe: Recipe, **changes: Any) -> Recipe:
+    """`recipe` with some fields changed; an unknown one is refused with its remedy or the nearest known name."""
+    for name in changes:
+        if name not in FIELDS:
+            raise TypeError(f"Recipe has no field {name!r}. {REMEDIES.get(name) or nearest(name, FIELDS)}")
+    return Recipe(**{**{name: getattr(recipe, name) for name in FIELDS}, **changes})

@@ -1,0 +1,61 @@
+"""Floating-point formats by name, so that a recipe can speak of them without importing a framework."""
+
+from typing import Any
+
+import numpy as np
+
+from .errors import refusal
+
+FloatArray = Any  # a NumPy array of float64 or float32
+
+# name: (bits of precision with the hidden one, exponent of the smallest normal number, largest finite number)
+_FORMATS = {
+    "float64": (53, -1022, float(np.finfo(np.float64).max)),
+    "float32": (24, -126, float(np.finfo(np.float32).max)),
+    "bfloat16": (8, -126, 255.0 * 2.0**120),
+    "float16": (11, -14, 65504.0),
+}
+NAMES = tuple(_FORMATS)
+
+
+def name_of(dtype: object, argument: str = "dtype") -> str:
+    """The name of a NumPy, JAX or torch floating dtype, or of a name; what is not one of `NAMES` is refused."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
+    name = str(name).removeprefix("torch.")
+    if name not in _FORMATS:
+        raise refusal(argument, "one of " + ", ".join(NAMES), dtype)
+    return name
+
+
+def epsilon(dtype: str) -> float:
+    """The machine epsilon: the distance from 1 to the next larger number."""
+    return float(2.0 ** (1 - _FORMATS[dtype][0]))
+
+
+def at_least_float32(dtype: str) -> str:
+    """float64 for float64, float32 for all others: the dtype in which a parameter's step is computed and kept."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def state_dtype(setting: str | None, dtype: str) -> str:
+    """Storage dtype of the second moment for a parameter of `dtype`, by the recipe's field `state_dtype`.
+
+    float16 cannot hold a squared gradient (6e-8 to 65504), so its state is float32 even under "param".
+    """
+    return dtype if setting == "param" and dtype != "float16" else at_least_float32(dtype)
+
+
+def round_to(x: FloatArray, dtype: str) -> FloatArray:
+    """x, rounded to the nearest value of `dtype` (ties to even), in an array of x's own dtype.
+
+    The frameworks convert float64 to 16 bits through float32, and so does this.
+    """
+    if dtype in ("float64", "float32"):
+        return np.asarray(x, dtype).astype(x.dtype)
+    precision, smallest, largest = _FORMATS[dtype]
+    wide = np.asarray(np.asarray(x, np.float32), np.float64)
+    exponent = np.maximum(np.frexp(wide)[1], smallest + 1)  # below the smallest normal number the spacing stays
+    spacing = np.ldexp(1.0, exponent - precision)
+    rounded = np.rint(wide / spacing) * spacing
+    with np.errstate(over="ignore"):
+        return np.where(np.abs(rounded) > largest, np.copysign(np.inf, wide), rounded).astype(x.dtype)

@@ -1,0 +1,270 @@
+"""Which axes of a parameter are factored: rules, and the plan that a rule makes for one shape.
+
+A rule is data (comparable, printable, picklable). `plan(rule, shape, name)` is the one place where it is decided
+what is factored; both optimizers and the oracle ask it, and the answer for a shape is remembered.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import check_choice, check_number, refusal
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the optimizer does with the axes of one parameter.
+
+    `rows` and `cols` are the axes of `matrix_shape` along which the second moment is factored: R, with one value per
+    row, is a mean over the column axes; C, with one value per column, a mean over the row axes. Both are empty where V
+    is kept whole. RMS(p), RMS(u) and the factors are taken per index of a `batch` axis, so that it behaves like
+    separate parameters. An axis that is none of these has factors of its own per index but shares RMS(p) and RMS(u).
+
+    Attributes:
+        shape: the parameter's.
+        rows, cols, batch: axis numbers, increasing and without repetition between them.
+        view: the C-order reshape in which the parameter is factored, or None for its own shape.
+    """
+
+    shape: Shape
+    rows: Shape = ()
+    cols: Shape = ()
+    batch: Shape = ()
+    view: Shape | None = None
+
+    @property
+    def factored(self) -> bool:
+        """Whether V is kept as two factors."""
+        return bool(self.rows)
+
+    @property
+    def matrix_shape(self) -> Shape:
+        """The shape in which the second moment is computed."""
+        return self.shape if self.view is None else self.view
+
+    @property
+    def rms_axes(self) -> Shape:
+        """The axes over which RMS(p) and RMS(u) are taken: all but the batch axes."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.batch)
+
+    @property
+    def row_shape(self) -> Shape:
+        """Shape of R: the column axes are kept at size 1."""
+        return _reduced(self.matrix_shape, self.cols)
+
+    @property
+    def col_shape(self) -> Shape:
+        """Shape of C: the row axes are kept at size 1."""
+        return _reduced(self.matrix_shape, self.rows)
+
+
+class Rule:
+    """A rule for factoring: shape and name of a parameter -> plan."""
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter. Ask `factoring.plan`, which remembers the answer."""
+        raise NotImplementedError
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether the rule looks at the parameter's name."""
+        return False
+
+
+@functools.cache
+def plan(rule: Rule, shape: Shape, name: str = "") -> Plan:
+    """What `rule` does with a parameter of this shape and name, decided once."""
+    return rule.plan(shape, name)
+
+
+@dataclass(frozen=True)
+class _LastTwo(Rule):
+    """The last two axes of everything with at least two; leading axes keep factors of their own per index."""
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        return Plan(shape, *_pair(len(shape) - 2, len(shape) - 1)) if len(shape) >= 2 else Plan(shape)
+
+    def __repr__(self) -> str:
+        return "last_two"
+
+
+@dataclass(frozen=True)
+class _NoFactoring(Rule):
+    """V is kept whole for every parameter."""
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        return Plan(shape)
+
+    def __repr__(self) -> str:
+        return "no_factoring"
+
+
+@dataclass(frozen=True)
+class _AsMatrix(Rule):
+    """Everything with at least two axes, reshaped to a matrix as the starting point does it.
+
+    (a, b, c) -> (a, b*c); with more axes, tail = shape[2:] and k = ceil(len(tail) / 2):
+    (shape[0] * prod(tail[k:]), shape[1] * prod(tail[:k])). It is a C-order reshape: its rows mix axes.
+    """
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        if len(shape) < 2:
+            return Plan(shape)
+        if len(shape) == 2:
+            return Plan(shape, (0,), (1,))
+        tail = shape[2:]
+        half = math.ceil(len(tail) / 2)
+        view = (shape[0] * math.prod(tail[half:]), shape[1] * math.prod(tail[:half]))
+        return Plan(shape, (0,), (1,), view=view)
+
+    def __repr__(self) -> str:
+        return "as_matrix"
+
+
+last_two: Rule = _LastTwo()
+no_factoring: Rule = _NoFactoring()
+as_matrix: Rule = _AsMatrix()
+
+
+@dataclass(frozen=True)
+class largest_two(Rule):
+    """The two largest axes, where the second largest has at least `min_dim` elements.
+
+    Args:
+        min_dim: inclusive; 128 in optax, 32 in big_vision.
+        ties: which of equally long axes are taken, "last" (optax, flax, T5X) or "first" (Mesh-TensorFlow, praxis).
+    """
+
+    min_dim: int
+    ties: str = "last"
+
+    def __post_init__(self) -> None:
+        check_number("min_dim", self.min_dim, at_least=0)
+        check_choice("ties", self.ties, ("last", "first"))
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter."""
+        if len(shape) < 2:
+            return Plan(shape)
+        sign = 1 if self.ties == "last" else -1
+        second, largest = sorted(range(len(shape)), key=lambda axis: (shape[axis], sign * axis))[-2:]
+        return Plan(shape, *_pair(second, largest)) if shape[second] >= self.min_dim else Plan(shape)
+
+
+@dataclass(frozen=True)
+class leading_or_last_two(Rule):
+    """Axes 0 and 1 of more than two axes if both have at least `min_dim` elements, else the last two if both do."""
+
+    min_dim: int
+
+    def __post_init__(self) -> None:
+        check_number("min_dim", self.min_dim, at_least=0)
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter."""
+        rank = len(shape)
+        for pair in ([(0, 1)] if rank > 2 else []) + ([(rank - 2, rank - 1)] if rank >= 2 else []):
+            if min(shape[axis] for axis in pair) >= self.min_dim:
+                return Plan(shape, *_pair(*pair))
+        return Plan(shape)
+
+
+@dataclass(frozen=True)
+class explicit(Rule):
+    """Named axes: several may be rows, columns or batch; axes may be counted from the end.
+
+    Args:
+        rows, cols: axis numbers; both empty: not factored.
+        batch: axes along which the parameter is a stack of separate ones (scanned layers, experts).
+    """
+
+    rows: Shape
+    cols: Shape
+    batch: Shape = ()
+
+    def __post_init__(self) -> None:
+        for field in ("rows", "cols", "batch"):
+            axes = getattr(self, field)
+            axes = (axes,) if isinstance(axes, int) else tuple(axes)
+            for axis in axes:
+                if not isinstance(axis, int):
+                    raise refusal(field, "axis numbers", axes)
+            object.__setattr__(self, field, axes)
+        if bool(self.rows) != bool(self.cols):
+            raise refusal("rows and cols", "both given or both empty", (self.rows, self.cols))
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter; an axis that it does not have is refused with the parameter's name."""
+        who = f"of the rule for parameter {name!r} with shape {shape}" if name else f"of the rule for shape {shape}"
+        rank = len(shape)
+        used: list[int] = []
+        for axis in (*self.rows, *self.cols, *self.batch):
+            if not -rank <= axis < rank:
+                raise refusal(f"axis {who}", f"in [{-rank}, {rank})", axis, "Give it a rule of its own with by_name.")
+            used.append(axis % rank)
+        if len(set(used)) != len(used):
+            raise refusal(f"axes {who}", "different from each other", (self.rows, self.cols, self.batch))
+        rows, cols, batch = (tuple(sorted(a % rank for a in axes)) for axes in (self.rows, self.cols, self.batch))
+        return Plan(shape, rows, cols, batch)
+
+
+@dataclass(frozen=True)
+class by_name(Rule):
+    """A rule for each pattern: the first regular expression found in the parameter's name decides.
+
+    Args:
+        rules: {pattern: rule}. A name is that of torch's `named_parameters()` ("encoder.0.weight") or the path in a
+            JAX tree ("encoder/0/kernel").
+        default: the rule for a name that no pattern is found in.
+    """
+
+    rules: tuple[tuple[str, Rule], ...]
+    default: Rule = last_two
+
+    def __init__(self, rules: Mapping[str, Rule], default: Rule = last_two) -> None:
+        pairs = tuple(dict(rules).items())
+        for pattern, rule in pairs:
+            check_rule(f"rules[{pattern!r}]", rule)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise refusal("rules", "regular expressions", pattern, f"{error}.") from error
+        check_rule("default", default)
+        object.__setattr__(self, "rules", pairs)
+        object.__setattr__(self, "default", default)
+
+    def __repr__(self) -> str:
+        return f"by_name({dict(self.rules)!r}, default={self.default!r})"
+
+    @property
+    def needs_names(self) -> bool:
+        """True."""
+        return True
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter."""
+        for pattern, rule in self.rules:
+            if re.search(pattern, name):
+                return rule.plan(shape, name)
+        return self.default.plan(shape, name)
+
+
+def check_rule(argument: str, rule: object) -> None:
+    """Refuse what is not a rule."""
+    if isinstance(rule, type):
+        raise refusal(argument, "a factoring rule", rule, f"Call it: {rule.__name__}(...).")
+    if not isinstance(rule, Rule):
+        raise refusal(argument, "a factoring rule", rule, "Use factoring.last_two, factoring.largest_two(128), ...")
+
+
+def _pair(first: int, second: int) -> tuple[Shape, Shape]:
+    # Which of the two is called the row changes nothing that is computed: the smaller axis number is.
+    return (min(first, second),), (max(first, second),)
+
+
+def _reduced(shape: Shape, axes: Shape) -> Shape:
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))

@@ -1,0 +1,228 @@
+"""The definition: one step of any recipe, in the order of the paper (arXiv 1804.04235), in plain NumPy.
+
+The kernels below have the same names, in the same order, in `adafactor_jax._kernels` and `adafactor_torch._kernels`;
+code that disagrees with this file is wrong. Run with `compute=np.float32`, its distance from float64 is what float32
+costs, and the yardstick for every tolerance of the project.
+
+Ranges: in float32, gradients from 1e-18 to 1e+18 have finite squares but not finite sums, so a mean divides before it
+adds, and square roots are taken before a ratio is.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._recipe import Recipe
+from .dtypes import round_to
+from .factoring import Plan
+from .factoring import plan as plan_for
+
+Array = Any  # a NumPy array of the computing dtype
+
+
+@dataclass(frozen=True)
+class State:
+    """What is kept of one parameter between steps; None where the recipe keeps no such thing.
+
+    Attributes:
+        step: finished steps.
+        v_row, v_col: R and C, the reduced axes at size 1.
+        v: V of a parameter that is not factored.
+        v_max: running maximum of V (amsgrad), in `plan.matrix_shape`.
+        m: first moment, in the parameter's shape.
+    """
+
+    step: int = 0
+    v_row: Array = None
+    v_col: Array = None
+    v: Array = None
+    v_max: Array = None
+    m: Array = None
+
+
+# --- Kernels: pure functions of arrays and plain numbers -----------------------------------------------------------
+
+
+def mean(x: Array, axes: tuple[int, ...]) -> Array:
+    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    return np.sum(x / x.dtype.type(max(count, 1)), axis=axes, keepdims=True)
+
+
+def rms(x: Array, axes: tuple[int, ...]) -> Array:
+    """RMS(x) = sqrt(mean(x^2))."""
+    return np.sqrt(mean(x * x, axes))
+
+
+def statistics(g: Array, eps1: float, plan: Plan) -> tuple[Array, Array] | tuple[Array]:
+    """Means of s = g^2 + eps1 over the columns and over the rows; not factored: s itself."""
+    s = g.reshape(plan.matrix_shape) ** 2 + g.dtype.type(eps1)
+    return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
+
+
+def ema(old: Array, new: Array, beta: float, complement: float) -> Array:
+    """beta_t * old + (1 - beta_t) * new."""
+    return beta * old + complement * new
+
+
+def root_factors(moments: tuple[Array, ...], floor: float | None, plan: Plan) -> tuple[Array, ...]:
+    """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
+    if not plan.factored:
+        return (np.sqrt(moments[0]),)
+    v_row, v_col = moments
+    norm = mean(v_row, plan.rows)
+    norm = norm if floor is None else np.maximum(norm, norm.dtype.type(floor))
+    return np.sqrt(v_row) / np.sqrt(norm), np.sqrt(v_col)
+
+
+def second_moment(roots: tuple[Array, ...], floor: float | None) -> Array:
+    """V, at least floor^2, from the factors of its root."""
+    root: Array = math.prod(roots[1:], start=roots[0])
+    root = root if floor is None else np.maximum(root, root.dtype.type(floor))
+    return root * root
+
+
+def precondition(x: Array, roots: tuple[Array, ...], floor: float | None) -> Array:
+    """x / sqrt(V), where sqrt(V) is at least `floor`.
+
+    Without a floor the factors divide one after the other, columns first: their product can underflow where both of
+    them belong to zeros, and |x| / sqrt(C) is at most about the square root of the number of rows.
+    """
+    if floor is not None:
+        return x / np.maximum(math.prod(roots[1:], start=roots[0]), x.dtype.type(floor))
+    for root in reversed(roots):
+        x = x / root
+    return x
+
+
+def precondition_amsgrad(x: Array, v_max: Array, bias: float, eps1: float) -> Array:
+    """x / (sqrt(V_max / (1 - beta2_t^t)) + eps1)."""
+    return x / (np.sqrt(v_max / bias) + x.dtype.type(eps1))
+
+
+def clip(u: Array, threshold: float, axes: tuple[int, ...]) -> Array:
+    """u / max(1, RMS(u) / d)."""
+    return u / np.maximum(rms(u, axes) / u.dtype.type(threshold), 1.0)
+
+
+def average(m: Array, x: Array, beta: float, complement: float, rounding: str, dtype: str) -> tuple[Array, Array]:
+    """First moment: (the average that is used, the one that is stored in `dtype`)."""
+    if rounding == "use":
+        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        return stored, stored
+    if rounding == "decay":
+        kept = round_to(round_to(np.asarray(beta, x.dtype), dtype) * m, dtype)
+        used = kept + complement * x
+    else:
+        used = ema(m, x, beta, complement)
+    return used, round_to(used, dtype)
+
+
+def parameter_scale(p_rms: Array, eps2: float, largest: float | None) -> Array:
+    """clip(RMS(p), eps2, largest)."""
+    scale = np.maximum(p_rms, p_rms.dtype.type(eps2))
+    return scale if largest is None else np.minimum(scale, p_rms.dtype.type(largest))
+
+
+# --- One step ------------------------------------------------------------------------------------------------------
+
+
+def init(recipe: Recipe, param: Array, *, name: str = "", dtype: str = "float64", compute: Any = np.float64) -> State:
+    """The state before the first step.
+
+    Args:
+        recipe: the algorithm.
+        param: array of any shape.
+        name: of the parameter, for rules that go by name.
+        dtype: storage dtype of the parameter, by name.
+        compute: NumPy dtype of the arithmetic.
+    """
+    plan = plan_for(recipe.factoring, np.shape(param), name)
+    zeros = {
+        "v_row": plan.row_shape if plan.factored else None,
+        "v_col": plan.col_shape if plan.factored else None,
+        "v": None if plan.factored else plan.matrix_shape,
+        "v_max": plan.matrix_shape if recipe.amsgrad else None,
+        "m": None if recipe.beta1 is None else plan.shape,
+    }
+    return State(0, **{key: None if shape is None else np.zeros(shape, compute) for key, shape in zeros.items()})
+
+
+def step(
+    recipe: Recipe,
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    name: str = "",
+    dtype: str = "float64",
+    compute: Any = np.float64,
+) -> tuple[Array, State]:
+    """One update of one parameter.
+
+    Args:
+        recipe: the algorithm.
+        param, grad: arrays of one shape whose values fit the parameter's dtype.
+        state: from `init` or from the step before.
+        name: of the parameter, for rules that go by name.
+        dtype: storage dtype of the parameter, by name. The result is rounded to it, once.
+        compute: NumPy dtype of the arithmetic.
+
+    Returns:
+        The new parameter and state, arrays of dtype `compute`; nothing is changed in place.
+    """
+    p, g = np.asarray(param, compute), np.asarray(grad, compute)
+    plan = plan_for(recipe.factoring, p.shape, name)
+    v_dtype, m_dtype = recipe.state_dtype_for(dtype), recipe.momentum_dtype_for(dtype)
+    eps1 = recipe.eps1_for(dtype)
+    added, floor = (eps1, None) if recipe.eps1_mode == "add" else (0.0, eps1)
+    now = recipe.at(state.step + 1 if compute == np.float64 else compute(state.step + 1))
+
+    averages = None if recipe.beta1 is None else recipe.momentum_of
+
+    def averaged(x: Array, m: Array) -> tuple[Array, Array]:
+        used, kept = average(m, x, now.beta1, now.beta1_complement, recipe.momentum_rounding, m_dtype)
+        return used / now.bias1 if recipe.debias else used, kept
+
+    if recipe.decays and recipe.weight_decay_by == "grad":  # L2: a part of the gradient
+        g = g + now.weight_decay * p
+
+    # Phase 1, statistics: means of g^2 and p^2.
+    new = statistics(g, added, plan)
+    p_rms = rms(p, plan.rms_axes)
+
+    # Phase 2, norm: the second moment, the direction, RMS(u).
+    old = (state.v_row, state.v_col) if plan.factored else (state.v,)
+    means = [ema(o, n, now.beta2, now.beta2_complement) for o, n in zip(old, new, strict=True)]
+    moments = tuple(round_to(moment, v_dtype) for moment in means)  # what is stored is what is used
+    roots = root_factors(moments, floor, plan)
+    x, m, v_max = g, state.m, state.v_max
+    if averages == "grad":
+        x, m = averaged(x, m)
+    x = x.reshape(plan.matrix_shape)
+    if recipe.amsgrad:
+        v_max = round_to(np.maximum(v_max, second_moment(roots, floor)), v_dtype)
+        u = precondition_amsgrad(x, v_max, now.bias2, eps1)
+    else:
+        u = precondition(x, roots, floor)
+    u = u.reshape(plan.shape)
+
+    # Phase 3, apply: clip, scale, average, decay, round once.
+    if recipe.clipping_threshold is not None:
+        u = clip(u, recipe.clipping_threshold, plan.rms_axes)
+    if averages == "update":
+        u, m = averaged(u, m)
+    if recipe.decays and recipe.decay_before_scale:
+        p_rms = p_rms * abs(1.0 - now.weight_decay)
+    alpha = np.asarray(now.rho, compute)
+    if recipe.multiply_by_parameter_scale:
+        alpha = alpha * parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
+    update = alpha * u
+    if averages == "step":
+        update, m = averaged(update, m)
+    if recipe.decays and recipe.weight_decay_by != "grad":
+        update = update + now.weight_decay * (alpha if recipe.weight_decay_by == "step" else 1.0) * p
+    kept = dict(zip(("v_row", "v_col") if plan.factored else ("v",), moments, strict=True))
+    return round_to(p - update, dtype), State(state.step + 1, **kept, v_max=v_max, m=m)

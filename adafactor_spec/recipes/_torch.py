@@ -1,0 +1,59 @@
+from .._recipe import Recipe
+from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..schedules import power_decay
+
+
+@refuse_unknown_keywords(
+    {"betas": "torch's Adafactor has no first moment.", "beta1": "Use adafactor_torch with beta1."}
+)
+def torch(
+    lr: float = 1e-2,
+    beta2_decay: float = -0.8,
+    eps: tuple[float | None, float] = (None, 1e-3),
+    d: float = 1.0,
+    weight_decay: float = 0.0,
+    *,
+    foreach: bool | None = None,
+    maximize: bool = False,
+) -> Recipe:
+    """torch.optim.Adafactor.
+
+    What to know of the original: the step size is min(lr, t^-1/2) * max(eps[1], RMS(p)), and the scale cannot be
+    switched off; the decay is lr * weight_decay, not that minimum; eps[0] is a floor under V and its normaliser and not
+    an addition. Its eps[0]=None is the machine epsilon of the first parameter of a group, whatever the others are:
+    here it is that of each parameter's own dtype.
+
+    Args:
+        lr: learning rate, a number.
+        beta2_decay: minus the exponent of beta2_t = 1 - t^beta2_decay.
+        eps: (floor, smallest parameter scale).
+        d: clipping threshold, at least 1.
+        weight_decay: times lr.
+        foreach: accepted and ignored, it does not change what is computed.
+        maximize: belongs to the optimizer: adafactor_torch.Adafactor(..., maximize=True).
+
+    Source: torch 2.13.0, torch/optim/_adafactor.py.
+    """
+    check_number("lr", lr, at_least=0, remedy="Its tensor form is not supported: give the number.")
+    check_number("beta2_decay", beta2_decay, at_most=0, remedy="torch writes the exponent with a minus sign: use -0.8.")
+    if not isinstance(eps, tuple | list) or len(eps) != 2:
+        raise refusal("eps", "a pair (floor or None, smallest scale)", eps)
+    if eps[0] is not None:
+        check_number("eps[0]", eps[0], at_least=0)
+    check_number("eps[1]", eps[1], at_least=0)
+    check_number("d", d, at_least=1)
+    check_number("weight_decay", weight_decay, at_least=0)
+    if maximize:
+        raise refusal("maximize", "False in a recipe", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
+    return Recipe(
+        lr=lr,
+        relative_step=True,
+        eps2=eps[1],
+        beta2=power_decay(-beta2_decay),
+        eps1=eps[0],
+        eps1_mode="floor",
+        clipping_threshold=d,
+        weight_decay=weight_decay,
+        weight_decay_by="lr",
+        state_dtype="param",
+    )

@@ -1,0 +1,99 @@
+"""The kernels of `adafactor_spec.oracle`, in torch: the same names in the same order.
+
+Each is a pure function of tensors in the computing dtype and plain numbers; the reasons for their forms are in the
+oracle.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adafactor_spec import dtypes
+from adafactor_spec.factoring import Plan
+
+
+def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, rounded to `dtype`, in its own dtype."""
+    return x.to(dtype).to(x.dtype)
+
+
+def mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
+    if not axes:  # torch takes an empty tuple for all axes
+        return x
+    count = math.prod(x.shape[axis] for axis in axes)
+    return torch.sum(x / max(count, 1), dim=axes, keepdim=True)
+
+
+def rms(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """RMS(x) = sqrt(mean(x^2))."""
+    return torch.sqrt(mean(x * x, axes))
+
+
+def statistics(g: Tensor, eps1: float, plan: Plan) -> tuple[Tensor, ...]:
+    """Means of s = g^2 + eps1 over the columns and over the rows; not factored: s itself."""
+    s = g.reshape(plan.matrix_shape) ** 2 + eps1
+    return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
+
+
+def ema(old: Tensor, new: Tensor, beta: float, complement: float) -> Tensor:
+    """beta_t * old + (1 - beta_t) * new."""
+    return beta * old + complement * new
+
+
+def root_factors(moments: tuple[Tensor, ...], floor: float | None, plan: Plan) -> tuple[Tensor, ...]:
+    """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
+    if not plan.factored:
+        return (torch.sqrt(moments[0]),)
+    v_row, v_col = moments
+    norm = mean(v_row, plan.rows)
+    norm = norm if floor is None else norm.clamp(min=floor)
+    return torch.sqrt(v_row) / torch.sqrt(norm), torch.sqrt(v_col)
+
+
+def second_moment(roots: tuple[Tensor, ...], floor: float | None) -> Tensor:
+    """V, at least floor^2, from the factors of its root."""
+    root = math.prod(roots[1:], start=roots[0])
+    root = root if floor is None else root.clamp(min=floor)
+    return root * root
+
+
+def precondition(x: Tensor, roots: tuple[Tensor, ...], floor: float | None) -> Tensor:
+    """x / sqrt(V), where sqrt(V) is at least `floor`; without a floor the factors divide one by one, columns first."""
+    if floor is not None:
+        return x / math.prod(roots[1:], start=roots[0]).clamp(min=floor)
+    for root in reversed(roots):
+        x = x / root
+    return x
+
+
+def precondition_amsgrad(x: Tensor, v_max: Tensor, bias: float, eps1: float) -> Tensor:
+    """x / (sqrt(V_max / (1 - beta2_t^t)) + eps1)."""
+    return x / (torch.sqrt(v_max / bias) + eps1)
+
+
+def clip(u: Tensor, threshold: float, axes: tuple[int, ...]) -> Tensor:
+    """u / max(1, RMS(u) / d)."""
+    return u / (rms(u, axes) / threshold).clamp(min=1.0)
+
+
+def average(
+    m: Tensor, x: Tensor, beta: float, complement: float, rounding: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """First moment: (the average that is used, the one that is stored in `dtype`)."""
+    if rounding == "use":
+        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        return stored, stored
+    if rounding == "decay":
+        narrow = float(dtypes.round_to(np.asarray(beta, np.float64), dtypes.name_of(dtype)))
+        used = round_to(narrow * m, dtype) + complement * x
+    else:
+        used = ema(m, x, beta, complement)
+    return used, round_to(used, dtype)
+
+
+def parameter_scale(p_rms: Tensor, eps2: float, largest: float | None) -> Tensor:
+    """clip(RMS(p), eps2, largest)."""
+    return p_rms.clamp(min=eps2, max=largest)
