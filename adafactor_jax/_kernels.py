@@ -23,9 +23,10 @@ def round_to(x: Array, dtype: str) -> Array:
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
-    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    return jnp.sum(x / max(count, 1), axis=axes, keepdims=True)
+    """Mean over `axes`, kept at size 1. Divides, by a power of two, before it adds; of no elements it is 0."""
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+    power = 2 ** (count - 1).bit_length()
+    return jnp.sum(x / power, axis=axes, keepdims=True) * (power / count)
 
 
 def rms(x: Array, axes: tuple[int, ...]) -> Array:
@@ -39,7 +40,7 @@ def statistics(g: Array, eps1: Number, plan: Plan) -> tuple[Array, ...]:
     return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
 
 
-def ema(old: Array, new: Array, beta: Number, complement: Number) -> Array:
+def ema(old: Array, new: Array, beta: Array, complement: Array) -> Array:
     """beta_t * old + (1 - beta_t) * new."""
     return beta * old + complement * new
 

@@ -7,7 +7,7 @@ what is factored; both optimizers and the oracle ask it, and the answer for a sh
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import check_choice, check_number, refusal
@@ -77,8 +77,12 @@ class Rule:
 
 @functools.cache
 def plan(rule: Rule, shape: Shape, name: str = "") -> Plan:
-    """What `rule` does with a parameter of this shape and name, decided once."""
-    return rule.plan(shape, name)
+    """What `rule` does with a parameter of this shape and name, decided once.
+
+    A parameter without elements is not factored: its rows would be means of nothing.
+    """
+    decided = rule.plan(shape, name)
+    return decided if math.prod(shape) else Plan(shape, batch=decided.batch)
 
 
 @dataclass(frozen=True)
@@ -184,15 +188,13 @@ class explicit(Rule):
 
     rows: Shape
     cols: Shape
-    batch: Shape = ()
+    batch: Shape
 
-    def __post_init__(self) -> None:
-        for field in ("rows", "cols", "batch"):
-            axes = getattr(self, field)
-            axes = (axes,) if isinstance(axes, int) else tuple(axes)
-            for axis in axes:
-                if not isinstance(axis, int):
-                    raise refusal(field, "axis numbers", axes)
+    def __init__(self, rows: int | Sequence[int], cols: int | Sequence[int], batch: int | Sequence[int] = ()) -> None:
+        for field, given in (("rows", rows), ("cols", cols), ("batch", batch)):
+            axes = (given,) if isinstance(given, int) else tuple(given)
+            if not all(isinstance(axis, int) for axis in axes):
+                raise refusal(field, "axis numbers", given)
             object.__setattr__(self, field, axes)
         if bool(self.rows) != bool(self.cols):
             raise refusal("rows and cols", "both given or both empty", (self.rows, self.cols))

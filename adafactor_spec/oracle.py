@@ -46,9 +46,14 @@ class State:
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
-    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    return np.sum(x / x.dtype.type(max(count, 1)), axis=axes, keepdims=True)
+    """Mean over `axes`, kept at size 1; of no elements it is 0.
+
+    Divides by a power of two before it adds, which is exact. Dividing by the count itself would turn equal elements,
+    such as the squares of a first update, into equal rounding errors, which add up.
+    """
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+    power = 2 ** (count - 1).bit_length()
+    return np.sum(x / x.dtype.type(power), axis=axes, keepdims=True) * x.dtype.type(power / count)
 
 
 def rms(x: Array, axes: tuple[int, ...]) -> Array:

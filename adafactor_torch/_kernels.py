@@ -20,11 +20,12 @@ def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Mean over `axes`, kept at size 1. Divides before it adds; of no elements it is 0."""
+    """Mean over `axes`, kept at size 1. Divides, by a power of two, before it adds; of no elements it is 0."""
     if not axes:  # torch takes an empty tuple for all axes
         return x
-    count = math.prod(x.shape[axis] for axis in axes)
-    return torch.sum(x / max(count, 1), dim=axes, keepdim=True)
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+    power = 2 ** (count - 1).bit_length()
+    return torch.sum(x / power, dim=axes, keepdim=True) * (power / count)
 
 
 def rms(x: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,54 @@
+# `make help` lists the commands. Everything runs in $(VENV), whatever environment is active.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A PYTHON given by hand is part of the stamp's name, so that asking for another interpreter is not overlooked.
+STAMP := $(VENV)/.installed$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
+
+# Settings of an active environment that would lead Python or pip out of $(VENV).
+unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help verify test lint format clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  ARGS='...'     further arguments for verify and test, such as ARGS=--quick"
+	@echo "  PYTHON=...     the interpreter that $(VENV) is made with, 3.11 or newer (now: $(PYTHON))"
+
+verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machine.
+	$(BIN)/adafactor verify $(ARGS)
+
+test: $(STAMP) ## Run the whole test suite.
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP) ## Check style, types and layers.
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Mend style as far as that can be done by machine.
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean: ## Remove the environment, the report, caches and build leftovers.
+	rm -rf $(VENV) adafactor-report build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "PYTHON must be Python 3.11 or newer, got $(PYTHON) ($$($(PYTHON) -V 2>&1 | tail -n 1))." \
+	       "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test "$$($(BIN)/python -V 2>/dev/null)" = "$$($(PYTHON) -V)" || { \
+	  echo "Making $(VENV) with $$($(PYTHON) -V)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(PIP) install --constraint constraints.txt pip
+	$(PIP) install --constraint constraints.txt --group dev --editable '.[all]'
+	@touch $@

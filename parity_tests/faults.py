@@ -1,0 +1,189 @@
+"""Named wrong Adafactors: mistakes that some published implementation made, or that are easily made.
+
+The checks of this suite must reject every one of them.
+
+A fault of a kernel works on the oracle, on JAX's kernels and on torch's: their names and arguments are the same.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adafactor_spec import Recipe, oracle, replace
+
+Fault = Callable[[pytest.MonkeyPatch, ModuleType], None]
+
+
+def _kernel(name: str, wrong: Callable[[ModuleType], Callable[..., Any]]) -> Fault:
+    def plant(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+        patch.setattr(kernels, name, wrong(kernels))
+
+    return plant
+
+
+def _inverted_clip(kernels: ModuleType) -> Callable[..., Any]:
+    """u / min(1, RMS(u) / d): never clips and enlarges small updates (pytorch_optimizer 3.9, timm 1.0.29)."""
+
+    def clip(u: Any, threshold: float, axes: Any) -> Any:
+        ratio = kernels.rms(u, axes) / threshold
+        return u / (ratio * (ratio < 1) + (ratio >= 1))
+
+    return clip
+
+
+def _clip_by_norm(kernels: ModuleType) -> Callable[..., Any]:
+    """The norm in place of the RMS."""
+    right = kernels.clip
+
+    def clip(u: Any, threshold: float, axes: Any) -> Any:
+        count = np.prod([u.shape[axis] for axis in axes]) if axes else 1
+        return right(u, threshold / max(float(count), 1.0) ** 0.5, axes)
+
+    return clip
+
+
+def _normaliser_over_the_wrong_axis(kernels: ModuleType) -> Callable[..., Any]:
+    """mean(R) over the columns, which leaves V = C (timm 1.0.29)."""
+    right = kernels.root_factors
+    return lambda moments, floor, plan: right(moments, floor, dataclasses.replace(plan, rows=plan.cols, cols=plan.rows))
+
+
+def _rows_and_columns_swapped(kernels: ModuleType) -> Callable[..., Any]:
+    """R gets the means over the rows, C those over the columns."""
+    right = kernels.statistics
+
+    def statistics(g: Any, eps1: float, plan: Any) -> Any:
+        return right(g, eps1, dataclasses.replace(plan, rows=plan.cols, cols=plan.rows))
+
+    return statistics
+
+
+def _eps1_missing(kernels: ModuleType) -> Callable[..., Any]:
+    """g^2 without eps1: only a large eps1 and zero gradients show it."""
+    right = kernels.statistics
+    return lambda g, eps1, plan: right(g, 1e-37, plan)
+
+
+def _weights_swapped(kernels: ModuleType) -> Callable[..., Any]:
+    """(1 - beta) * old + beta * new."""
+    right = kernels.ema
+    return lambda old, new, beta, complement: right(old, new, complement, beta)
+
+
+def _no_normaliser(kernels: ModuleType) -> Callable[..., Any]:
+    """V = R C."""
+    right = kernels.root_factors
+
+    def root_factors(moments: Any, floor: Any, plan: Any) -> Any:
+        return tuple(moment**0.5 for moment in moments) if plan.factored else right(moments, floor, plan)
+
+    return root_factors
+
+
+def _scale_without_eps2(kernels: ModuleType) -> Callable[..., Any]:
+    """RMS(p) without its lower bound: a parameter of zeros never moves."""
+    return lambda p_rms, eps2, largest: p_rms
+
+
+def _rms_without_root(kernels: ModuleType) -> Callable[..., Any]:
+    """mean(x^2) in place of its root."""
+    right = kernels.rms
+    return lambda x, axes: right(x, axes) ** 2
+
+
+def _sum_for_mean(kernels: ModuleType) -> Callable[..., Any]:
+    """Sums in place of means: the same update, another state and another RMS."""
+    right = kernels.mean
+
+    def mean(x: Any, axes: Any) -> Any:
+        return right(x, axes) * float(np.prod([x.shape[axis] for axis in axes])) if axes else x
+
+    return mean
+
+
+def _amsgrad_not_debiased(kernels: ModuleType) -> Callable[..., Any]:
+    """The running maximum without its bias correction."""
+    right = kernels.precondition_amsgrad
+    return lambda x, v_max, bias, eps1: right(x, v_max, 1.0, eps1)
+
+
+KERNEL_FAULTS: dict[str, Fault] = {
+    "inverted clip": _kernel("clip", _inverted_clip),
+    "clip by norm": _kernel("clip", _clip_by_norm),
+    "no clip": _kernel("clip", lambda kernels: lambda u, threshold, axes: u),
+    "normaliser over the wrong axis": _kernel("root_factors", _normaliser_over_the_wrong_axis),
+    "rows and columns swapped": _kernel("statistics", _rows_and_columns_swapped),
+    "eps1 missing": _kernel("statistics", _eps1_missing),
+    "weights swapped": _kernel("ema", _weights_swapped),
+    "no normaliser": _kernel("root_factors", _no_normaliser),
+    "scale without eps2": _kernel("parameter_scale", _scale_without_eps2),
+    "rms without root": _kernel("rms", _rms_without_root),
+    "sum for mean": _kernel("mean", _sum_for_mean),
+    "amsgrad not debiased": _kernel("precondition_amsgrad", _amsgrad_not_debiased),
+}
+
+
+# Faults of the whole step, planted in the oracle.
+
+
+def _changed(**fields: Any) -> Fault:
+    """A step of another recipe than the one that was asked for, where it has such a thing at all."""
+
+    def plant(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+        right = oracle.step
+
+        def step(recipe: Recipe, *args: Any, **kwargs: Any) -> Any:
+            return right(replace(recipe, **fields), *args, **kwargs)
+
+        patch.setattr(oracle, "step", step)
+
+    return plant
+
+
+def _off_by_one(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    """t = 2 at the first update."""
+    right = Recipe.at
+    patch.setattr(Recipe, "at", lambda recipe, t: right(recipe, t + 1))
+
+
+def _decay_after_update(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    """p <- (1 - c) (p - update): the decay sees the new parameter."""
+    right = oracle.step
+
+    def step(recipe: Recipe, param: Any, *args: Any, **kwargs: Any) -> Any:
+        decayed, _ = right(recipe, param, *args, **kwargs)
+        new, state = right(replace(recipe, weight_decay=0.0), param, *args, **kwargs)
+        c = np.divide(new - decayed, param, out=np.zeros_like(new), where=np.asarray(param) != 0)
+        return new * (1 - c), state
+
+    patch.setattr(oracle, "step", step)
+
+
+def _complement_as_float32_difference(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    """1 - beta2_t from a float32 beta2_t."""
+    right = Recipe.at
+
+    def at(recipe: Recipe, t: Any) -> Any:
+        now = right(recipe, t)
+        return dataclasses.replace(now, beta2_complement=float(np.float32(1.0) - np.float32(now.beta2)))
+
+    patch.setattr(Recipe, "at", at)
+
+
+STEP_FAULTS: dict[str, Fault] = {
+    "step off by one": _off_by_one,
+    "decay after update": _decay_after_update,
+    "decay times nothing": _changed(weight_decay_by="one"),
+    "decay as L2": _changed(weight_decay_by="grad"),
+    "momentum of the update": _changed(momentum_of="update"),
+    "first moment not debiased": _changed(debias=False),
+    "beta2 without the adam decay": _changed(beta2=0.999),
+    "eps1 added where it is a floor": _changed(eps1_mode="add"),
+    "no relative step": _changed(relative_step=False),
+    "no parameter scale": _changed(multiply_by_parameter_scale=False),
+    "complement as a float32 difference": _complement_as_float32_difference,
+}
