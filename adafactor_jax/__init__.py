@@ -13,12 +13,12 @@ from ._adafactor import adafactor
 from ._moments import FactoredState, MomentumState
 from ._standalone import CountedState, standalone
 
-scale_by_factored_rms = standalone(_moments.factored_rms)
-clip_by_block_rms = standalone(_pieces.block_rms_clipping)
-scale_by_step_size = standalone(_pieces.step_size)
-scale_by_parameter_scale = standalone(_pieces.parameter_scale)
+scale_by_factored_rms = standalone(_moments.scale_by_factored_rms)
+clip_by_block_rms = standalone(_pieces.clip_by_block_rms)
+scale_by_step_size = standalone(_pieces.scale_by_step_size)
+scale_by_parameter_scale = standalone(_pieces.scale_by_parameter_scale)
 momentum = standalone(_moments.momentum)
-add_decayed_weights = standalone(_pieces.decayed_weights)
+add_decayed_weights = standalone(_pieces.add_decayed_weights)
 
 __all__ = [
     "CountedState",

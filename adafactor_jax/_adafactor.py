@@ -7,14 +7,16 @@ import optax
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
 from adafactor_spec.errors import refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
-from adafactor_spec.schedules import ScalarOrSchedule
+from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
 
 from . import _pieces as pieces
-from ._moments import factored_rms, momentum
+from ._moments import momentum, scale_by_factored_rms
 from ._standalone import counted, rounded_once
 
+_REMEDIES = {name: remedy.replace("Use lr", "Use learning_rate") for name, remedy in REMEDIES.items()}
 
-@refuse_unknown_keywords({**REMEDIES, "lr": "Use learning_rate.", "learning_rate": ""})
+
+@refuse_unknown_keywords({**_REMEDIES, "lr": "Use learning_rate."})
 def adafactor(
     learning_rate: optax.ScalarOrSchedule = AS_THE_RECIPE_SAYS,
     *,
@@ -45,7 +47,8 @@ def adafactor(
     Args:
         learning_rate: the recipe's `lr`: a number, or a schedule or function of t with **t = 1 at the first update**,
             as everywhere in this project. optax's own schedules count from 0: wrap them,
-            `adafactor_spec.schedules.zero_based(optax.cosine_decay_schedule(...))`.
+            `adafactor_spec.schedules.zero_based(optax.cosine_decay_schedule(...))`. Under `optax.inject_hyperparams`,
+            which calls every callable argument with a count from 0, put schedules into the recipe.
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
         weight_decay_mask: the parameters that decay: a tree of bools, a prefix of one, or a function of the parameters.
         relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
@@ -93,6 +96,8 @@ def adafactor(
         decay_before_scale=decay_before_scale,
         state_dtype=state_dtype,
     )
+    if "lr" in fields:
+        check_schedule("learning_rate", learning_rate, at_least=0)
     chain = optax.chain(*chain_of(replace(recipes.resolve(recipe), **fields), weight_decay_mask))
     return counted(chain, rounded_once)
 
@@ -112,9 +117,9 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
     scale: dict[str, Any] = {"eps2": r.eps2, "max_parameter_scale": r.max_parameter_scale, "factoring": r.factoring}
     tx = []
     if r.decays and not decoupled:  # L2: the decay is a part of the gradient and goes through everything below
-        tx.append(pieces.decayed_weights(r.decay, mask=mask))
+        tx.append(pieces.add_decayed_weights(r.decay, mask=mask))
     tx.append(  # algorithm 4: divide by the root of the factored second moment of the raw gradient
-        factored_rms(
+        scale_by_factored_rms(
             r.beta2,
             factoring=r.factoring,
             eps1=r.eps1,
@@ -125,20 +130,20 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
         )
     )
     if r.clipping_threshold is not None:  # section 6: a stale second moment makes an update too large
-        tx.append(pieces.block_rms_clipping(r.clipping_threshold, factoring=r.factoring))
+        tx.append(pieces.clip_by_block_rms(r.clipping_threshold, factoring=r.factoring))
     if averages == "update":
         tx.append(average)
     if r.multiply_by_parameter_scale:  # section 8: steps relative to the size of the parameter
         before = r.decay if decoupled and r.decay_before_scale else 0.0
-        tx.append(pieces.parameter_scale(r.rho, **scale, decay=before, mask=mask))
+        tx.append(pieces.scale_by_parameter_scale(r.rho, **scale, decay=before, mask=mask))
     else:
-        tx.append(pieces.step_size(r.rho))
+        tx.append(pieces.scale_by_step_size(r.rho))
     if averages == "step":
         tx.append(average)
     if decoupled:  # after momentum and clipping: it is not a gradient
         by_step = r.weight_decay_by == "step"
         tx.append(
-            pieces.decayed_weights(
+            pieces.add_decayed_weights(
                 r.decay,
                 step=r.rho if by_step else 1.0,
                 multiply_by_parameter_scale=by_step and r.multiply_by_parameter_scale,
@@ -146,4 +151,4 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
                 mask=mask,
             )
         )
-    return [*tx, pieces.step_size(-1.0)]  # apply_updates adds
+    return [*tx, pieces.scale_by_step_size(-1.0)]  # apply_updates adds

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adafactor_spec import dtypes, factoring
@@ -43,7 +44,7 @@ def leaves_of(params: Tree) -> tuple[list[Leaf], list[Any], Any]:
             remedy = "Give such a parameter to optax.masked or optax.partition."
             raise refusal(f"dtype of parameter {name!r}", "one of " + ", ".join(dtypes.NAMES), dtype.name, remedy)
         leaves.append(Leaf(name, tuple(jnp.shape(value)), dtype.name))
-    return leaves, [value for _, value in with_path], structure
+    return leaves, [jnp.asarray(value) if isinstance(value, float) else value for _, value in with_path], structure
 
 
 def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
@@ -52,6 +53,8 @@ def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
     for leaf, value in zip(leaves, values, strict=True):
         if value is None:
             continue
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+            raise refusal(f"gradient of {leaf.name!r}", "an array", type(value).__name__, "Give a dense gradient.")
         if jnp.shape(value) != leaf.shape:
             raise refusal(f"shape of the gradient of {leaf.name!r}", f"{leaf.shape}", jnp.shape(value))
         if jnp.iscomplexobj(value):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adafactor_spec import dtypes, factoring, schedules
+from adafactor_spec import Recipe, factoring, schedules
 from adafactor_spec.factoring import Plan, Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
@@ -42,7 +42,7 @@ class _Decay(NamedTuple):
     bias: jax.Array  # 1 - beta_t^t
 
 
-def factored_rms(
+def scale_by_factored_rms(
     beta2: ScalarOrSchedule = schedules.power_decay(),
     *,
     factoring: Rule = factoring.last_two,
@@ -69,8 +69,11 @@ def factored_rms(
     Source: algorithms 1, 3 and 4 of arXiv 1804.04235.
     """
 
+    fields: dict[str, Any] = {"eps1": eps1, "eps1_mode": eps1_mode, "amsgrad": amsgrad, "state_dtype": state_dtype}
+    recipe = Recipe(beta2=beta2, factoring=factoring, **fields)  # refuses what is out of range
+
     def stored(leaf: Leaf) -> str:
-        return dtypes.state_dtype(state_dtype, leaf.dtype)
+        return recipe.state_dtype_for(leaf.dtype)
 
     def init(params: Tree) -> FactoredState:
         leaves, _, structure = leaves_of(params)
@@ -97,7 +100,7 @@ def factored_rms(
             if g is None:
                 return None, v_row, v_col, v, v_max
             plan, (beta, complement, bias) = leaf.plan(factoring), now(leaf.compute)
-            eps = dtypes.epsilon(leaf.dtype) if eps1 is None else eps1
+            eps = recipe.eps1_for(leaf.dtype)
             added, floor = (eps, None) if eps1_mode == "add" else (0.0, eps)
 
             # Phase 1, statistics: means of g^2.
@@ -146,8 +149,11 @@ def momentum(
         A transformation whose state has `m`, a tree like the parameters.
     """
 
+    fields: dict[str, Any] = {"momentum_rounding": momentum_rounding, "state_dtype": state_dtype}
+    recipe = Recipe(beta1=beta1, debias=debias, momentum_dtype=momentum_dtype, **fields)  # refuses what is out of range
+
     def stored(leaf: Leaf) -> str:
-        return momentum_dtype or dtypes.state_dtype(state_dtype, leaf.dtype)
+        return recipe.momentum_dtype_for(leaf.dtype)
 
     def init(params: Tree) -> MomentumState:
         leaves, _, structure = leaves_of(params)

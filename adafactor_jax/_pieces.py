@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adafactor_spec import factoring, schedules
+from adafactor_spec import Recipe, factoring, schedules
+from adafactor_spec.errors import check_number
 from adafactor_spec.factoring import Rule
-from adafactor_spec.schedules import ScalarOrSchedule, as_schedule
+from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
 from . import _kernels as kernels
 from ._leaves import GradientTransformation, Leaf, Mask, Tree, leaves_of, masks_of, number, tree_of, updates_of
 
 
-def block_rms_clipping(threshold: float = 1.0, *, factoring: Rule = factoring.last_two) -> GradientTransformation:
+def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.last_two) -> GradientTransformation:
     """Clip by the RMS of each parameter: u / max(1, RMS(u) / threshold).
 
     Args:
@@ -29,6 +30,7 @@ def block_rms_clipping(threshold: float = 1.0, *, factoring: Rule = factoring.la
 
     Source: section 6 of arXiv 1804.04235.
     """
+    check_number("threshold", threshold, above=0, infinite=True)
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
         return kernels.clip(u, threshold, leaf.plan(factoring).rms_axes)
@@ -36,7 +38,9 @@ def block_rms_clipping(threshold: float = 1.0, *, factoring: Rule = factoring.la
     return _each(one)
 
 
-def step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = False) -> GradientTransformation:
+def scale_by_step_size(
+    learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = False
+) -> GradientTransformation:
     """Multiply by rho_t = lr_t, or min(lr_t, t^-1/2) for a relative step.
 
     Args:
@@ -46,6 +50,7 @@ def step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = F
 
     Source: section 8 of arXiv 1804.04235.
     """
+    check_schedule("learning_rate", learning_rate)
     rho = as_schedule(schedules.relative_step(learning_rate) if relative_step else learning_rate)
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
@@ -54,7 +59,7 @@ def step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = F
     return _each(one)
 
 
-def parameter_scale(
+def scale_by_parameter_scale(
     step: ScalarOrSchedule = 1.0,
     *,
     eps2: float = 1e-3,
@@ -75,6 +80,8 @@ def parameter_scale(
 
     Source: algorithms 4 and 5 of arXiv 1804.04235.
     """
+    check_schedule("step", step)
+    Recipe(eps2=eps2, max_parameter_scale=max_parameter_scale, factoring=factoring)  # refuses what is out of range
     scale = _Scale(step, eps2, max_parameter_scale, factoring)
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
@@ -83,7 +90,7 @@ def parameter_scale(
     return _each(one, mask)
 
 
-def decayed_weights(
+def add_decayed_weights(
     weight_decay: ScalarOrSchedule,
     *,
     step: ScalarOrSchedule = 1.0,
@@ -106,6 +113,9 @@ def decayed_weights(
 
     Source: arXiv 1711.05101 for the decoupled form.
     """
+    check_schedule("step", step)
+    scale_fields: dict[str, Any] = {"eps2": eps2, "max_parameter_scale": max_parameter_scale, "factoring": factoring}
+    Recipe(weight_decay=weight_decay, **scale_fields)  # refuses what is out of range
     scale = _Scale(step, eps2, max_parameter_scale, factoring)
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:

@@ -37,7 +37,7 @@ def check_number(
     if is_array_scalar(value):
         return
     if not is_number(value):
-        raise refusal(argument, "a number", value, remedy)
+        raise refusal(argument, "a number", value, remedy_for_array(value) or remedy)
     number = float(value)  # type: ignore[arg-type]
     inside = (
         (above is None or number > above)
@@ -55,8 +55,13 @@ def is_number(value: object) -> bool:
 
 
 def is_array_scalar(value: object) -> bool:
-    """True for an array or tracer without axes that is not a NumPy number."""
-    return hasattr(value, "dtype") and getattr(value, "shape", None) == () and not is_number(value)
+    """True for an array or tracer without axes that has the array API, as JAX's have and torch's tensors have not."""
+    return hasattr(value, "__array_namespace__") and getattr(value, "shape", None) == () and not is_number(value)
+
+
+def remedy_for_array(value: object) -> str:
+    """What to do with an array that stands where a number should."""
+    return "Give its value as a number, such as float(...)." if hasattr(value, "dtype") else ""
 
 
 def check_choice(argument: str, value: object, choices: Iterable[object]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .errors import check_number, is_array_scalar, is_number, refusal
+from .errors import check_number, is_array_scalar, is_number, refusal, remedy_for_array
 
 Number: TypeAlias = Any  # a Python or NumPy number, or a JAX array or tracer without axes
 
@@ -81,7 +81,7 @@ class power_decay(Schedule):
     """beta_t = min(cap, 1 - (t - offset)^-exponent): section 7.2 of the paper, where exponent = 0.8.
 
     Args:
-        exponent: positive; 0.8 in the paper. transformers, torch and keras write it with a minus sign.
+        exponent: at least 0; 0.8 in the paper. transformers, torch and keras write it with a minus sign.
         cap: beta never exceeds it, in [0, 1]; big_vision uses 0.999.
         offset: the step from which a fine-tuning run counts. Up to and including t = offset + 1 beta is 0.
     """
@@ -92,7 +92,7 @@ class power_decay(Schedule):
 
     def __post_init__(self) -> None:
         flip = "transformers, torch and keras write the exponent with the opposite sign: use 0.8 for their -0.8."
-        check_number("exponent", self.exponent, above=0, remedy=flip)
+        check_number("exponent", self.exponent, at_least=0, remedy=flip)
         check_number("cap", self.cap, at_least=0, at_most=1)
         check_number("offset", self.offset)
 
@@ -260,7 +260,8 @@ def check_schedule(argument: str, value: object, remedy: str = "", **bounds: flo
     if callable(value):
         return
     if not is_number(value) and not is_array_scalar(value):
-        raise refusal(argument, "a number, a schedule or a function of t", value, remedy)
+        must = "a number, a schedule or a function of t"
+        raise refusal(argument, must, value, remedy_for_array(value) or remedy)
     check_number(argument, value, remedy=remedy, **bounds)  # type: ignore[arg-type]
 
 

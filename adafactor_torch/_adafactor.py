@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
-from adafactor_spec.errors import refusal, refuse_unknown_keywords
+from adafactor_spec.errors import check_flag, refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Plan, Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
@@ -18,13 +18,13 @@ from ._groups import (
     FLOATS,
     Group,
     check_group,
+    check_lr,
     completed,
     group_fields,
     named,
     numbers_of,
     plan_of,
     recipe_of,
-    split_lr,
 )
 
 
@@ -112,8 +112,6 @@ class Adafactor(torch.optim.Optimizer):
             decay_before_scale=decay_before_scale,
             state_dtype=state_dtype,
         )
-        if isinstance(lr, Tensor):
-            split_lr(lr)  # refuses it
         chosen = replace(recipes.resolve(recipe), **fields)
         super().__init__(params, {**group_fields(chosen), "maximize": maximize})
 
@@ -148,18 +146,17 @@ class Adafactor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, recipe, parameters in [_ready(group) for group in self.param_groups]:
+        for group, recipe, work in [_ready(group) for group in self.param_groups]:
             numbers, latest = functools.cache(functools.partial(numbers_of, recipe)), 0
-            for name, p, grad in parameters:
-                plan = plan_of(recipe, name, p)
+            for p, grad, plan in work:
                 state = self._state_of(p, recipe, plan)
                 state["step"] += 1
                 t = _finished(state)
                 setting = phases.Setting(recipe, plan, FLOATS[p.dtype], numbers(t))
                 phases.update(p, -grad if group["maximize"] else grad, state, setting)
                 latest = max(latest, t)
-            if group["lr_schedule"] is not None and latest > 0:
-                group["lr"] = numbers(latest).lr
+            if callable(recipe.lr) and latest > 0:
+                group["lr"] = group["lr_of_schedule"] = numbers(latest).lr
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +165,12 @@ class Adafactor(torch.optim.Optimizer):
         A schedule or factoring rule is saved as its name and fields; a plain function as its name, and whoever loads
         the state dict keeps the function that his optimizer was built with.
         """
-        return saved.encoded(super().state_dict())
+        # Registered now, so that a user's hook sees what is saved.
+        hook = self.register_state_dict_post_hook(lambda optimizer, made: saved.encoded(made), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, and exact: every tensor keeps the dtype in which the recipe stores it.
@@ -176,21 +178,24 @@ class Adafactor(torch.optim.Optimizer):
         Raises:
             ValueError: the state is not that of this optimizer's groups and recipe. Nothing has been changed then.
         """
-        loaded: dict[str, Any] = {}
+        groups: list[Group] = []
+        states: dict[Tensor, dict[str, Tensor]] = {}
 
-        def decode(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(saved.decoded(given, optimizer.param_groups))
-            if [len(g["params"]) for g in loaded["param_groups"]] == [len(g["params"]) for g in self.param_groups]:
-                loaded["restored"] = saved.restored(optimizer, loaded)  # torch refuses another number by itself
-            return loaded
+        def check(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            sizes = [[len(g["params"]) for g in which["param_groups"]] for which in (given, vars(optimizer))]
+            if sizes[0] == sizes[1]:  # torch refuses another number by itself
+                groups.extend(saved.decoded(given["param_groups"], optimizer.param_groups))
+                states.update(saved.restored(given, optimizer.param_groups))
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
-            for p, state in loaded["restored"].items():
+            for group, values in zip(optimizer.param_groups, groups, strict=True):
+                group.update(values)
+            for p, state in states.items():
                 optimizer.state[p] = state
 
-        # Registered now, so that `decode` comes after a user's hook and `restore` before one.
+        # Registered now, so that `check` comes after a user's hook and `restore` before one.
         hooks = (
-            self.register_load_state_dict_pre_hook(decode),
+            self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(restore, prepend=True),
         )
         try:
@@ -202,26 +207,38 @@ class Adafactor(torch.optim.Optimizer):
     def _state_of(self, p: Tensor, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU, where reading it costs no transfer
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # where reading it is no transfer
         for entry, (shape, dtype) in phases.state_layout(recipe, plan, FLOATS[p.dtype]).items():
             if entry not in state:
                 state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
         return state
 
 
-def _ready(group: Group) -> tuple[Group, Recipe, list[tuple[str, Tensor, Tensor]]]:
-    """(group, its recipe, (name, parameter, gradient) of those that have one), after every check that can refuse."""
+Work = list[tuple[Tensor, Tensor, Plan]]
+
+
+def _ready(group: Group) -> tuple[Group, Recipe, Work]:
+    """(group, its recipe, (parameter, gradient, plan) of those with a gradient), after every check that can refuse."""
+    check_lr(group)
+    check_flag("maximize", group["maximize"])
     recipe = recipe_of(group)
-    if group["lr_schedule"] is not None and "initial_lr" in group:
-        remedy = "Pass a number and leave the schedule to torch, or drop the scheduler."
-        raise refusal("lr", "a number under a torch.optim.lr_scheduler", recipe.lr, remedy)
-    parameters = [(name, p, p.grad) for name, p in named(group) if p.grad is not None]
-    for name, _, grad in parameters:
-        if grad.layout != torch.strided:
-            who = f"the gradient of {name!r}" if name else "a gradient"
-            remedy = "Use sparse=False, or torch.optim.SparseAdam for that parameter."
-            raise RuntimeError(f"Adafactor does not support sparse gradients, and {who} is {grad.layout}. {remedy}")
-    return group, recipe, parameters
+    work = []
+    for name, p in named(group):
+        if p.grad is not None:
+            _check_gradient(name, p, p.grad)
+            work.append((p, p.grad, plan_of(recipe, name, p)))
+    return group, recipe, work
+
+
+def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+    who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
+    if grad.layout != torch.strided:
+        remedy = "Use sparse=False, or torch.optim.SparseAdam for that parameter."
+        raise RuntimeError(f"Adafactor does not support sparse gradients, and {who} is {grad.layout}. {remedy}")
+    if grad.is_complex():
+        raise RuntimeError(f"Adafactor does not support complex gradients, and {who} is {grad.dtype}.")
+    if grad.shape != p.shape:
+        raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
 
 
 def _finished(state: dict[str, Tensor]) -> int:

@@ -8,26 +8,31 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import FIELDS, REMEDIES, Numbers, Recipe, dtypes, recipes
-from adafactor_spec.errors import refusal
+from adafactor_spec.errors import check_flag, refusal
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
 Group = dict[str, Any]
+FLOATS = {getattr(torch, name): name for name in dtypes.NAMES}
 
 
 def group_fields(recipe: Recipe) -> Group:
-    """What a group keeps of a recipe."""
-    fields = {name: getattr(recipe, name) for name in FIELDS}
-    return {**fields, **split_lr(recipe.lr)}
+    """What a group keeps of a recipe: its fields, and of `lr` what `split_lr` says."""
+    return {**{name: getattr(recipe, name) for name in FIELDS}, **split_lr(recipe.lr)}
 
 
 def split_lr(lr: ScalarOrSchedule) -> Group:
-    """`lr`, the number in force before the first step, and `lr_schedule`, what makes it, or None."""
-    if isinstance(lr, Tensor):
-        raise refusal("lr", "a number, a schedule or a function of t", lr, "Give the tensor's value as a number.")
+    """A learning rate as a group keeps it.
+
+    `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
+    gave last: where the two numbers differ, somebody else has written `lr`.
+    """
     check_schedule("lr", lr, at_least=0)
-    return {"lr": float(as_schedule(lr)(1)), "lr_schedule": lr if callable(lr) else None}
+    if not callable(lr):
+        return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
+    first = float(as_schedule(lr)(1))
+    return {"lr": first, "lr_schedule": lr, "lr_of_schedule": first}
 
 
 def completed(group: Group) -> Group:
@@ -36,19 +41,23 @@ def completed(group: Group) -> Group:
         if name in REMEDIES:
             raise TypeError(f"A parameter group has no {name!r}. {REMEDIES[name]}")
     group = dict(group)
+    if "lr" in group and "lr_schedule" not in group:  # a group of another optimizer brings both
+        group.update(split_lr(group["lr"]))
     if "recipe" in group:
         group = {**group_fields(recipes.resolve(group.pop("recipe"))), **group}
-    if "lr" in group:
-        group.update(split_lr(group["lr"]) if "lr_schedule" not in group or callable(group["lr"]) else {})
     return group
 
 
 def recipe_of(group: Group) -> Recipe:
     """The recipe of a group as it stands now: whoever changes a field of a group changes the next step."""
-    values = {name: group[name] for name in FIELDS}
-    if group["lr_schedule"] is not None:
-        values["lr"] = group["lr_schedule"]
-    return _recipe(*values.values())
+    values = tuple(group[name] for name in FIELDS)
+    if group["lr_schedule"] is not None and group["lr"] == group["lr_of_schedule"]:
+        values = (group["lr_schedule"], *values[1:])
+    try:
+        hash(values)
+    except TypeError:  # a callable object that compares by value has no hash
+        return Recipe(**dict(zip(FIELDS, values, strict=True)))
+    return _recipe(*values)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -74,18 +83,27 @@ def plan_of(recipe: Recipe, name: str, p: Tensor) -> Plan:
 
 
 def check_group(group: Group) -> None:
-    """Refuse a group whose fields, parameters or factoring rule cannot work."""
+    """Refuse a group whose fields, parameters or factoring rule cannot work; write its fields in their plain form."""
     recipe = recipe_of(group)
+    check_flag("maximize", group["maximize"])
     if recipe.factoring.needs_names and "param_names" not in group:
         remedy = "Pass model.named_parameters() instead of model.parameters()."
         raise refusal("factoring", "a rule that needs no names where parameters have none", recipe.factoring, remedy)
-    if not isinstance(group["maximize"], bool):
-        raise refusal("maximize", "True or False", group["maximize"])
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         plan_of(recipe, name, p)
+    group.update({name: getattr(recipe, name) for name in FIELDS if name != "lr"})
 
 
-FLOATS = {getattr(torch, name): name for name in dtypes.NAMES}
+def check_lr(group: Group) -> None:
+    """Refuse a schedule whose number somebody else has written.
+
+    A number of 0 is let through: torch's own checkpointing writes it for the step that makes the state, and nothing
+    moves then.
+    """
+    written = group["lr"] not in (group["lr_of_schedule"], 0.0)
+    if group["lr_schedule"] is not None and (written or "initial_lr" in group):
+        remedy = "Pass a number, which a scheduler or group['lr'] = ... may then change."
+        raise refusal("lr", "a number under a torch.optim.lr_scheduler", group["lr_schedule"], remedy)

@@ -1,5 +1,6 @@
 """State dicts of tensors and plain values, and state that is loaded with the dtype it is kept in."""
 
+import json
 from typing import Any
 
 import torch
@@ -12,28 +13,38 @@ from ._groups import FLOATS, Group, named, plan_of, recipe_of
 from ._phases import state_layout
 
 StateDict = dict[str, Any]
-_ENCODED = (*FIELDS, "lr_schedule")
+# Schedules and rules are saved as JSON text: torch's checkpointing takes containers in a group apart.
+_SAVED_AS_TEXT = (*FIELDS, "lr_schedule")
 
 
 def encoded(state_dict: StateDict) -> StateDict:
-    """The state dict with schedules and factoring rules as plain values."""
+    """The state dict with schedules and factoring rules as text."""
     groups = [
-        {key: to_plain(value) if key in _ENCODED else value for key, value in group.items()}
+        {key: _text(value) if key in _SAVED_AS_TEXT else value for key, value in group.items()}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
 
 
-def decoded(state_dict: StateDict, current: list[Group]) -> StateDict:
-    """The state dict with its schedules and rules again. A plain function is the one that `current` has."""
-    groups = [
-        {key: from_plain(value, group.get(key)) if key in _ENCODED else value for key, value in saved.items()}
-        for saved, group in zip(state_dict["param_groups"], current, strict=False)
-    ]
-    return {**state_dict, "param_groups": groups + state_dict["param_groups"][len(groups) :]}
+def decoded(saved: list[Group], current: list[Group]) -> list[Group]:
+    """What every saved group says of a recipe. A function is the one that the group in use has.
+
+    Raises:
+        ValueError: the groups are not those of an Adafactor of ours, or a value in them is refused.
+    """
+    groups = []
+    for number, (theirs, ours) in enumerate(zip(saved, current, strict=True)):
+        missing = [key for key in ours if key not in theirs and key not in ("initial_lr", "param_names")]
+        if missing:
+            remedy = "Load a state dict of adafactor_torch.Adafactor."
+            raise refusal(f"group {number} of the state dict", f"one with {', '.join(missing)}", sorted(theirs), remedy)
+        group = {key: _value(theirs[key], ours[key], key) for key in _SAVED_AS_TEXT}
+        recipe_of(ours | {"lr_of_schedule": theirs["lr_of_schedule"]} | group)  # refuses what is out of range
+        groups.append(group)
+    return groups
 
 
-def restored(optimizer: torch.optim.Optimizer, saved: StateDict) -> dict[Tensor, dict[str, Tensor]]:
+def restored(saved: StateDict, current: list[Group]) -> dict[Tensor, dict[str, Tensor]]:
     """The state of every parameter that has one, on its device and in the dtype in which the recipe keeps it.
 
     torch casts floating-point state to the parameter's dtype when it loads; here float32 state stays float32.
@@ -42,8 +53,8 @@ def restored(optimizer: torch.optim.Optimizer, saved: StateDict) -> dict[Tensor,
         ValueError: the saved state of a parameter is not the one that its group's recipe keeps.
     """
     states = {}
-    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        recipe = recipe_of(group | {key: saved_group[key] for key in _ENCODED if key in saved_group})
+    for group, saved_group in zip(current, saved["param_groups"], strict=True):
+        recipe = recipe_of(group)
         for (name, p), key in zip(named(group), saved_group["params"], strict=True):
             if key not in saved["state"]:
                 continue
@@ -51,9 +62,19 @@ def restored(optimizer: torch.optim.Optimizer, saved: StateDict) -> dict[Tensor,
             expected = {"step": (), **{entry: shape for entry, (shape, _) in layout.items()}}
             found = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
             if found != expected:
-                who = f"state of parameter {name or key!r}"
+                who = f"state of parameter {name!r}" if name else f"state of parameter {key}"
                 remedy = "Build the optimizer with the recipe that the state was saved with."
                 raise refusal(who, f"tensors of shapes {expected}", found, remedy)
             states[p] = {entry: state[entry].to(p.device, dtype, copy=True) for entry, (_, dtype) in layout.items()}
-            states[p]["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+            states[p]["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return states
+
+
+def _text(value: Any) -> Any:
+    plain = to_plain(value)
+    return json.dumps(plain) if isinstance(plain, dict) else plain
+
+
+def _value(saved: Any, current: Any, argument: str) -> Any:
+    plain = json.loads(saved) if isinstance(saved, str) and saved.startswith("{") else saved
+    return from_plain(plain, current, "lr" if argument == "lr_schedule" else argument)

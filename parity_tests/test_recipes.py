@@ -97,7 +97,7 @@ def test_unknown_recipes_name_the_nearest() -> None:
         (lambda: recipes.torch(eps=1e-30), ValueError, "eps must be a pair"),  # type: ignore[arg-type]
         (lambda: recipes.torch(maximize=True), ValueError, "Pass maximize=True to adafactor_torch.Adafactor"),
         (lambda: recipes.optax(lr=0.1), TypeError, "optax calls it learning_rate"),  # type: ignore[call-arg]
-        (lambda: recipes.optax(decay_rate=-0.8), ValueError, "exponent must be positive, got -0.8. .*use 0.8"),
+        (lambda: recipes.optax(decay_rate=-0.8), ValueError, "exponent must be at least 0, got -0.8. .*use 0.8"),
         (lambda: recipes.optax(weight_decay_mask=True), ValueError, "Pass it to adafactor_jax.adafactor"),  # type: ignore[arg-type]
     ],
 )

@@ -119,7 +119,7 @@ def test_bias_correction() -> None:
 
 def test_bad_schedules_are_refused() -> None:
     for make, message in [
-        (lambda: power_decay(-0.8), r"exponent must be positive, got -0.8. .*opposite sign: use 0.8"),
+        (lambda: power_decay(-0.8), r"exponent must be at least 0, got -0.8. .*opposite sign: use 0.8"),
         (lambda: power_decay(cap=1.5), r"cap must be in \[0, 1\], got 1.5"),
         (lambda: adam_decay(1.0), r"b must be in \[0, 1\), got 1.0"),
         (lambda: piecewise_constant(0.1, (5, 3), 0.5), r"boundaries must be increasing, got \(5, 3\). Use \(3, 5\)"),

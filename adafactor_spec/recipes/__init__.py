@@ -27,7 +27,7 @@ def resolve(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in _RECIPES:
+    if not isinstance(recipe, str) or recipe not in _RECIPES:
         remedy = nearest(recipe, NAMES) or "Call a function of adafactor_spec.recipes for one with arguments."
         raise refusal("recipe", f"a Recipe or one of {', '.join(NAMES)}", recipe, remedy)
     return _RECIPES[recipe]()

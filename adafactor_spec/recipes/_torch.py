@@ -39,7 +39,7 @@ def torch(
     if not isinstance(eps, tuple | list) or len(eps) != 2:
         raise refusal("eps", "a pair (floor or None, smallest scale)", eps)
     if eps[0] is not None:
-        check_number("eps[0]", eps[0], at_least=0)
+        check_number("eps[0]", eps[0], at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
     check_number("eps[1]", eps[1], at_least=0)
     check_number("d", d, at_least=1)
     check_number("weight_decay", weight_decay, at_least=0)

@@ -1,0 +1,109 @@
+"""What `verify` is asked to do, checked before anything runs."""
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adafactor_spec import dtypes, recipes
+from adafactor_spec.errors import nearest
+
+from ._errors import wrong
+
+DEFAULT_STEPS, QUICK_STEPS = 300, 60
+FLOAT64_STEPS, QUICK_FLOAT64_STEPS = 100, 20
+DEFAULT_OUT = Path("adafactor-report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Checked arguments of `verify`.
+
+    `steps` are those of the float32 training run; the float64 run has `float64_steps`.
+    """
+
+    recipes: tuple[str, ...] = recipes.NAMES
+    dtypes: tuple[str, ...] = dtypes.NAMES
+    steps: int = DEFAULT_STEPS
+    float64_steps: int = FLOAT64_STEPS
+    quick: bool = False
+    device: str = "cpu"
+    text: Path | None = None
+    out: Path = DEFAULT_OUT
+    seed: int = 0
+
+    def command(self) -> str:
+        """The command line that does the same."""
+        words = ["adafactor", "verify"]
+        words += ["--quick"] if self.quick else []
+        words += [] if self.steps == _default_steps(self.quick) else ["--steps", str(self.steps)]
+        if self.recipes != recipes.NAMES:
+            words += [word for name in self.recipes for word in ("--recipe", name)]
+        if self.dtypes != dtypes.NAMES:
+            words += [word for name in self.dtypes for word in ("--dtype", name)]
+        words += [] if self.device == "cpu" else ["--device", self.device]
+        words += [] if self.text is None else ["--text", str(self.text)]
+        words += [] if self.out == DEFAULT_OUT else ["--out", str(self.out)]
+        words += [] if self.seed == 0 else ["--seed", str(self.seed)]
+        return shlex.join(words)
+
+
+def check(
+    *,
+    recipe_names: Sequence[str] | None,
+    dtype_names: Sequence[str] | None,
+    steps: int | None,
+    quick: bool,
+    device: str,
+    text: str | Path | None,
+    out: str | Path,
+    seed: int,
+) -> Options:
+    """The options, defaults filled in. Raises UsageError for a wrong one."""
+    if steps is None:
+        steps = _default_steps(quick)
+    _count("--steps", steps, "0 leaves the training runs out.")
+    return Options(
+        recipes=_chosen("--recipe", recipe_names, recipes.NAMES),
+        dtypes=_chosen("--dtype", dtype_names, dtypes.NAMES),
+        steps=steps,
+        float64_steps=min(steps, QUICK_FLOAT64_STEPS if quick else FLOAT64_STEPS),
+        quick=quick,
+        device=device,
+        text=None if text is None else Path(text),
+        out=Path(out),
+        seed=_count("--seed", seed, "Every seed replays; 0 is the default."),
+    )
+
+
+def _default_steps(quick: bool) -> int:
+    return QUICK_STEPS if quick else DEFAULT_STEPS
+
+
+def _chosen(argument: str, wanted: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    for name in wanted or ():
+        if name not in known:
+            remedy = nearest(name.lower().replace("-", "_"), known) or "Leave it out for all of them."
+            raise wrong(argument, f"one of {', '.join(known)}", name, remedy)
+    # In the known order and once each, however they were asked for.
+    return tuple(name for name in known if not wanted or name in wanted)
+
+
+def _count(argument: str, value: int, remedy: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise wrong(argument, "a whole number, at least 0", value, remedy)
+    return value
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of the report. Raises UsageError if that, or writing to it, is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or "it cannot be written"
+        raise wrong(
+            "--out", "a folder to write to", str(path), f"{reason}: name one that exists or can be made."
+        ) from None
