@@ -8,8 +8,8 @@ import numpy as np
 from adafactor_spec import dtypes
 
 # float64. The oracle and a framework do the same operations, but a framework may add in another order and fuse. A mean
-# of n squares then differs by at most n * 1.1e-16 (2e-12 for 18,200 elements if they were added one by one; XLA and
-# torch add in blocks, which costs tens of units instead), and a step of relative size 1e-2 hands on a hundredth of it.
+# of n squares then differs by at most n * 1.1e-16 (2e-12 for 18,200 elements if they were added one by one; both
+# add in blocks or axis by axis, which costs tens of units instead), and a step of size 1e-2 hands on a hundredth of it.
 # So 20 steps stay near 1e-14. The budget leaves two orders for platforms that add otherwise; what it must catch, a
 # float32 constant anywhere in a float64 step, is 6e-8 and thus four orders above it.
 FLOAT64_RELATIVE = 1e-12

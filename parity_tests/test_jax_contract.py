@@ -222,7 +222,8 @@ def test_unexpected_extra_arguments_change_nothing(name: str) -> None:
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     params, grads = tree(0), tree(1)
     state = tx.init(params)
-    with_extra = jax.make_jaxpr(lambda: tx.update(grads, state, params, value=1.0, unexpected="extra"))()
+    extra = {"value": 1.0, "unexpected": "extra", "t": 7.0}  # t: what the pieces call the step among themselves
+    with_extra = jax.make_jaxpr(lambda: tx.update(grads, state, params, **extra))()
     assert str(with_extra) == str(jax.make_jaxpr(lambda: tx.update(grads, state, params))())
     chained = optax.chain(tx, optax.scale(2.0))
     jax.eval_shape(lambda: chained.update(grads, chained.init(params), params=params, value=1.0))
