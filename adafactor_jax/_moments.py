@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from adafactor_spec import Recipe, factoring, schedules
 from adafactor_spec.factoring import Plan, Rule
@@ -50,7 +51,7 @@ def scale_by_factored_rms(
     eps1_mode: str = "add",
     amsgrad: bool = False,
     state_dtype: str | None = None,
-    numerator: GradientTransformation | None = None,
+    numerator: optax.GradientTransformation | None = None,
 ) -> GradientTransformation:
     """Divide by the root of a factored second moment: u = x / sqrt(V), V = R C / mean(R).
 
@@ -70,6 +71,8 @@ def scale_by_factored_rms(
     """
 
     fields: dict[str, Any] = {"eps1": eps1, "eps1_mode": eps1_mode, "amsgrad": amsgrad, "state_dtype": state_dtype}
+    if numerator is not None:
+        numerator = optax.with_extra_args_support(numerator)
     recipe = Recipe(beta2=beta2, factoring=factoring, **fields)  # refuses what is out of range
 
     def stored(leaf: Leaf) -> str:

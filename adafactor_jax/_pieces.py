@@ -14,7 +14,7 @@ import optax
 
 from adafactor_spec import Recipe, factoring, schedules
 from adafactor_spec.errors import check_number
-from adafactor_spec.factoring import Rule
+from adafactor_spec.factoring import Rule, check_rule
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
 from . import _kernels as kernels
@@ -31,6 +31,7 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
     Source: section 6 of arXiv 1804.04235.
     """
     check_number("threshold", threshold, above=0, infinite=True)
+    check_rule("factoring", factoring)
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
         return kernels.clip(u, threshold, leaf.plan(factoring).rms_axes)
@@ -81,6 +82,7 @@ def scale_by_parameter_scale(
     Source: algorithms 4 and 5 of arXiv 1804.04235.
     """
     check_schedule("step", step)
+    check_schedule("decay", decay, at_least=0)
     Recipe(eps2=eps2, max_parameter_scale=max_parameter_scale, factoring=factoring)  # refuses what is out of range
     scale = _Scale(step, eps2, max_parameter_scale, factoring)
 

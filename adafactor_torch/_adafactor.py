@@ -185,7 +185,7 @@ class Adafactor(torch.optim.Optimizer):
             sizes = [[len(g["params"]) for g in which["param_groups"]] for which in (given, vars(optimizer))]
             if sizes[0] == sizes[1]:  # torch refuses another number by itself
                 groups.extend(saved.decoded(given["param_groups"], optimizer.param_groups))
-                states.update(saved.restored(given, optimizer.param_groups))
+                states.update(saved.restored(given, optimizer.param_groups, groups))
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
             for group, values in zip(optimizer.param_groups, groups, strict=True):

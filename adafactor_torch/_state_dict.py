@@ -34,7 +34,7 @@ def decoded(saved: list[Group], current: list[Group]) -> list[Group]:
     """
     groups = []
     for number, (theirs, ours) in enumerate(zip(saved, current, strict=True)):
-        missing = [key for key in ours if key not in theirs and key not in ("initial_lr", "param_names")]
+        missing = [key for key in (*_SAVED_AS_TEXT, "lr_of_schedule", "maximize") if key not in theirs]
         if missing:
             remedy = "Load a state dict of adafactor_torch.Adafactor."
             raise refusal(f"group {number} of the state dict", f"one with {', '.join(missing)}", sorted(theirs), remedy)
@@ -44,7 +44,7 @@ def decoded(saved: list[Group], current: list[Group]) -> list[Group]:
     return groups
 
 
-def restored(saved: StateDict, current: list[Group]) -> dict[Tensor, dict[str, Tensor]]:
+def restored(saved: StateDict, current: list[Group], decoded: list[Group]) -> dict[Tensor, dict[str, Tensor]]:
     """The state of every parameter that has one, on its device and in the dtype in which the recipe keeps it.
 
     torch casts floating-point state to the parameter's dtype when it loads; here float32 state stays float32.
@@ -53,19 +53,22 @@ def restored(saved: StateDict, current: list[Group]) -> dict[Tensor, dict[str, T
         ValueError: the saved state of a parameter is not the one that its group's recipe keeps.
     """
     states = {}
-    for group, saved_group in zip(current, saved["param_groups"], strict=True):
+    for group, saved_group, fields in zip(current, saved["param_groups"], decoded, strict=True):
         recipe = recipe_of(group)
+        stored = recipe_of(group | {"lr_of_schedule": saved_group["lr_of_schedule"]} | fields)
         for (name, p), key in zip(named(group), saved_group["params"], strict=True):
             if key not in saved["state"]:
                 continue
-            state, layout = saved["state"][key], state_layout(recipe, plan_of(recipe, name, p), FLOATS[p.dtype])
+            plan, dtype = plan_of(recipe, name, p), FLOATS[p.dtype]
+            state, layout = saved["state"][key], state_layout(recipe, plan, dtype)
             expected = {"step": (), **{entry: shape for entry, (shape, _) in layout.items()}}
             found = {entry: tuple(getattr(value, "shape", ())) for entry, value in state.items()}
             if found != expected:
                 who = f"state of parameter {name!r}" if name else f"state of parameter {key}"
                 remedy = "Build the optimizer with the recipe that the state was saved with."
                 raise refusal(who, f"tensors of shapes {expected}", found, remedy)
-            states[p] = {entry: state[entry].to(p.device, dtype, copy=True) for entry, (_, dtype) in layout.items()}
+            layout |= state_layout(stored, plan, dtype)  # the dtypes are those of the recipe that goes on
+            states[p] = {e: state[e].to(p.device, layout[e][1], copy=True) for e in state if e != "step"}
             states[p]["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return states
 

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import torch
 from hypothesis import settings
 
 # Every case replays: the default draws the same examples each time and prints what reproduces a failure.
@@ -7,3 +8,6 @@ from hypothesis import settings
 settings.register_profile("replay", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=300)
 settings.load_profile("replay")
+
+# The tensors are tiny and the workers share the cores: waking further threads costs ten times what they do.
+torch.set_num_threads(1)

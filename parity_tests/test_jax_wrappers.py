@@ -202,3 +202,11 @@ def test_pieces_can_be_injected(piece: str, arguments: dict[str, Any]) -> None:
 
         injected = updates(optax.inject_hyperparams(factory)(**arguments))
         assert distance(injected, updates(factory(**arguments))) <= FLOAT64
+
+
+def test_a_transformation_of_optax_makes_the_numerator() -> None:
+    tx = adafactor_jax.scale_by_factored_rms(0.0, numerator=optax.trace(0.9))
+    params = jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, state, params)
+    assert_equal(updates, 0.9 * params + params)  # divided by sqrt(1)
