@@ -13,10 +13,14 @@ from . import _pieces as pieces
 from ._moments import momentum, scale_by_factored_rms
 from ._standalone import counted, rounded_once
 
-_REMEDIES = {name: remedy.replace("Use lr", "Use learning_rate") for name, remedy in REMEDIES.items()}
+_REMEDIES = {
+    **{name: remedy.replace("Use lr", "Use learning_rate") for name, remedy in REMEDIES.items()},
+    "lr": "Use learning_rate.",
+    "maximize": "Put optax.scale(-1.0) before it in a chain.",
+}
 
 
-@refuse_unknown_keywords({**_REMEDIES, "lr": "Use learning_rate."})
+@refuse_unknown_keywords(_REMEDIES)
 def adafactor(
     learning_rate: optax.ScalarOrSchedule = AS_THE_RECIPE_SAYS,
     *,
@@ -59,6 +63,8 @@ def adafactor(
     Returns:
         A transformation whose `update` needs the parameters. Its state has one `count` of finished steps (int32) and,
         as trees like the parameters with None where a parameter has no such thing, `v_row`, `v_col`, `v`, `v_max`, `m`.
+        For 16-bit gradients and parameters it must be the last of a chain: what comes out is then the difference to
+        the weight that `optax.apply_updates` shall land on, rounded once, and 0 where that is the old weight.
 
     Raises:
         ValueError: a value is out of range, or two contradict each other; the message names the remedy.
@@ -118,6 +124,7 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
     tx = []
     if r.decays and not decoupled:  # L2: the decay is a part of the gradient and goes through everything below
         tx.append(pieces.add_decayed_weights(r.decay, mask=mask))
+    # Phases 1 and 2 of a step, statistics and norm, are in this piece ...
     tx.append(  # algorithm 4: divide by the root of the factored second moment of the raw gradient
         scale_by_factored_rms(
             r.beta2,
@@ -129,6 +136,7 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
             numerator=average if averages == "grad" else None,
         )
     )
+    # ... and the third, apply, is all that follows.
     if r.clipping_threshold is not None:  # section 6: a stale second moment makes an update too large
         tx.append(pieces.clip_by_block_rms(r.clipping_threshold, factoring=r.factoring))
     if averages == "update":

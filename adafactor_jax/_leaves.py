@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adafactor_spec import dtypes, factoring
-from adafactor_spec.errors import refusal
+from adafactor_spec.errors import check_flag, refusal
 
 Tree = Any  # a pytree of arrays
 Mask = Any  # a tree of bools, a prefix of one, a function of the parameters that gives one, or None for all
@@ -67,6 +67,8 @@ def masks_of(mask: Mask, params: Tree, structure: Any) -> list[bool]:
     tree = mask(params) if callable(mask) else True if mask is None else mask
     spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
     values: list[bool] = structure.flatten_up_to(spread)
+    for value in values:
+        check_flag("weight_decay_mask", value)
     return values
 
 

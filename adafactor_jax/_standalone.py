@@ -35,8 +35,7 @@ def counted(
         grads = updates_of(updates, leaves, structure)
         wide = [None if g is None else jnp.asarray(g, leaf.compute) for leaf, g in zip(leaves, grads, strict=True)]
         count = optax.safe_increment(state.count)
-        t = count.astype(jnp.result_type(float))  # float64 where that is enabled, so that schedules have its precision
-        made, inner = piece.update(tree_of(structure, wide), state.inner, params, **{**extra, "t": t})
+        made, inner = piece.update(tree_of(structure, wide), state.inner, params, **{**extra, "t": count})
         made = updates_of(made, leaves, structure)
         out = [
             None if g is None else emit(u, jnp.asarray(g), jnp.asarray(p))

@@ -50,18 +50,21 @@ class Budget:
 
     relative: float
     yardstick: float | None = None
+    dtype: str = "float64"
 
     def allows(self, relative: float, ulp: float) -> bool:
         """Whether a deviation is within the budget. NaN never is."""
         return relative <= self.relative or (self.yardstick is not None and ulp <= FLOOR_ULP)
 
     def __str__(self) -> str:
-        return f"{self.relative:.1e}" if self.relative else f"{FLOOR_ULP:g} ulp"
+        # One ulp is between half an epsilon and a whole one of the largest element.
+        only_the_floor = self.yardstick is not None and self.relative < FLOOR_ULP * dtypes.epsilon(self.dtype) / 2
+        return f"{FLOOR_ULP:g} ulp" if only_the_floor else f"{self.relative:.1e}"
 
 
 def budget(dtype: str, yardstick: float) -> Budget:
     """The budget of a dtype, from the worst distance of the oracle in float32 from itself in float64."""
-    return Budget(FLOAT64_RELATIVE) if dtype == "float64" else Budget(YARDSTICKS * yardstick, yardstick)
+    return Budget(FLOAT64_RELATIVE) if dtype == "float64" else Budget(YARDSTICKS * yardstick, yardstick, dtype)
 
 
 def ulp(largest: Any, dtype: str) -> Any:

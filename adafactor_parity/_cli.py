@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parsed = _parser().parse_args(arguments)
     try:
-        return _verify(parsed)
+        status = _verify(parsed)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"adafactor {parsed.command}: {error}", file=sys.stderr)
         return WRONG_USAGE
     except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing more may be written, at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
 
 
@@ -31,13 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verify = commands.add_parser(
         "verify",
+        allow_abbrev=False,
         help="show that JAX, torch and the definition agree on this machine",
         description="Step every recipe in JAX, in torch and in the NumPy definition; train the same small transformer "
         "in both frameworks; write a report. Exit status: 0 if everything is within its budget, 1 if not, 2 for "
         "wrong usage.",
     )
     add = verify.add_argument
-    add("--quick", action="store_true", help="defaults of the recipes only, fewer training steps: under a minute")
+    add("--quick", action="store_true", help="recipes' defaults only, fewer tensors and training steps: under a minute")
     add("--recipe", action="append", metavar="NAME", help=f"only this one; repeatable. {', '.join(recipes.NAMES)}")
     add("--dtype", action="append", metavar="NAME", help=f"only this one; repeatable. {', '.join(dtypes.NAMES)}")
     add("--steps", type=_whole, metavar="N", help="training steps (300; with --quick 60); 0 for no training")

@@ -1,6 +1,6 @@
 """The first half of `verify`: every recipe stepped by the oracle, by JAX and by torch on the same gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +44,11 @@ class Stepped:
         ]
 
 
-def step_all(setting: Setting, dtype: str, devices: Devices, seed: int, advance: Callable[[], None]) -> Stepped:
-    """Step one setting in one dtype. `advance` is called after every step."""
-    params = _zoo.parameters(dtype, seed)
+def step_all(
+    setting: Setting, dtype: str, tensors: Sequence[str], devices: Devices, seed: int, advance: Callable[[], None]
+) -> Stepped:
+    """Step these tensors of the zoo with one setting in one dtype. `advance` is called after every step."""
+    params = _zoo.parameters(tensors, dtype, seed)
     runners: dict[str, Runner] = {
         "oracle": OracleRunner(setting.recipe, params, dtype),
         "jax": JaxRunner(setting.recipe, params, dtype, devices.jax),
@@ -59,7 +61,7 @@ def step_all(setting: Setting, dtype: str, devices: Devices, seed: int, advance:
         pairs["yardstick"] = ("yardstick", "oracle")
     comparisons = {pair: Comparison(dtype) for pair in pairs}
     largest = {name: _largest(value) for name, value in params.items()}
-    for t, grads in enumerate(_zoo.gradients(dtype, seed), start=1):
+    for t, grads in enumerate(_zoo.gradients(tensors, dtype, seed), start=1):
         for runner in runners.values():
             runner.step(grads)
         values = {name: runner.params() for name, runner in runners.items()}

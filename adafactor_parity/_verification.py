@@ -37,6 +37,11 @@ class Verification:
         """Whether every deviation is within its budget and every check holds."""
         return not self.failures()
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that were stepped, by name."""
+        return {name: _zoo.SHAPES[name] for name in _zoo.tensors(self.options.quick)}
+
     def failures(self) -> list[str]:
         """One line for each that is not: recipe, shape, step and element."""
         return [line for stepped in self.stepped for line in stepped.failures()] + _checks.failures(self.checks)
@@ -61,7 +66,7 @@ class Verification:
                 "held_out_characters": int(self.corpus.held_out.size),
                 "held_out_entropy_of_single_characters_nats": self.entropy,
             },
-            "zoo": {"steps": _zoo.STEPS, "zero_step": _zoo.ZERO_STEP, "shapes": _zoo.SHAPES},
+            "zoo": {"steps": _zoo.STEPS, "zero_step": _zoo.ZERO_STEP, "shapes": self.shapes},
             "stepping": [_stepped(stepped) for stepped in self.stepped],
             "training": [_trained(run) for run in self.trained],
             "piecewise": {"boundaries": BOUNDARIES, "factor": FACTOR, **vars(self.piecewise)},

@@ -32,7 +32,7 @@ def verify(
             named if "paper" is not among them.
         dtypes: names of "float64", "float32", "bfloat16", "float16"; None for all. Training runs are in the first two.
         steps: of the float32 training run, 300 by default, 0 for no training at all; the float64 run takes at most 100.
-        quick: defaults of the recipes only, and 60 and 20 training steps, so that all ends within a minute.
+        quick: defaults of the recipes only, fewer tensors, and 60 and 20 training steps: all ends within a minute.
         device: "cpu", "cuda", "tpu", ...: one that JAX or torch has. A framework without it computes on the CPU.
         text: UTF-8 file to learn from; None for Python's own help. Its last tenth is held out.
         out: folder for the report; made if missing.
@@ -86,6 +86,7 @@ def run(options: Options, corpus: _text.Corpus) -> Verification:
 def _measure(options: Options, devices: _devices.Devices, corpus: _text.Corpus) -> tuple[list[Stepped], list[Trained]]:
     runs = {"float32": options.steps, "float64": options.float64_steps}
     runs = {dtype: steps for dtype, steps in runs.items() if dtype in options.dtypes and steps}
+    tensors = _zoo.tensors(options.quick)
     cases = [(setting, dtype) for setting in _zoo.settings(options.recipes, options.quick) for dtype in options.dtypes]
     # Names of one algorithm are stepped once: the recipe decides what is computed, not its name.
     different = {(setting.recipe, dtype): setting for setting, dtype in cases}
@@ -94,7 +95,7 @@ def _measure(options: Options, devices: _devices.Devices, corpus: _text.Corpus) 
         with ThreadPoolExecutor(_workers()) as pool:
             try:
                 waiting = {
-                    key: pool.submit(step_all, setting, key[1], devices, options.seed, progress.advance)
+                    key: pool.submit(step_all, setting, key[1], tensors, devices, options.seed, progress.advance)
                     for key, setting in different.items()
                 }
                 done = {key: future.result() for key, future in waiting.items()}

@@ -31,6 +31,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "conv kernel": (32, 8, 3, 3),
     "rank 5": (5, 4, 3, 2, 6),
 }
+# For a quick run: what is left out differs from one of these in size only, and each tensor costs compilation time.
+QUICK = ("scalar", "vector", "row", "column", "empty matrix", "uneven", "large", "rank 3", "conv kernel", "rank 5")
 # Standard deviation of the initial parameter; 0.05 where not listed. 0 and 1e-5 lie below eps2 = 1e-3.
 PARAM_SCALE = {"scalar": 0.5, "vector": 0.0, "row": 1e-5, "column": 2.0}
 # Powers of ten by which whole gradients differ from step to step. float16 ends at 65504 and has lost half of its
@@ -46,6 +48,11 @@ class Setting:
     name: str
     label: str
     recipe: Recipe
+
+
+def tensors(quick: bool = False) -> tuple[str, ...]:
+    """Names of the shapes that are stepped."""
+    return QUICK if quick else tuple(SHAPES)
 
 
 def settings(names: Sequence[str], defaults_only: bool = False) -> tuple[Setting, ...]:
@@ -84,29 +91,29 @@ def _of(name: str) -> Iterator[Setting]:
         yield Setting(name, f"{name}, {what}", recipe)
 
 
-def parameters(dtype: str, seed: int) -> Arrays:
+def parameters(names: Sequence[str], dtype: str, seed: int) -> Arrays:
     """Initial parameters by name of the shape: float64 arrays whose values fit `dtype`."""
     return {
-        name: dtypes.round_to(_rng(seed, name, 0).standard_normal(shape) * PARAM_SCALE.get(name, 0.05), dtype)
-        for name, shape in SHAPES.items()
+        name: dtypes.round_to(_rng(seed, name, 0).standard_normal(SHAPES[name]) * PARAM_SCALE.get(name, 0.05), dtype)
+        for name in names
     }
 
 
-def gradients(dtype: str, seed: int, steps: int = STEPS) -> Iterator[Arrays]:
+def gradients(names: Sequence[str], dtype: str, seed: int, steps: int = STEPS) -> Iterator[Arrays]:
     """The gradients of each step by name, float64 arrays whose values fit `dtype`.
 
     Whole gradients differ by `DECADES` from step to step, both ends included, and by two decades across the
     axes together, so that rows differ from columns and clipping is sometimes active and sometimes not.
     """
     half = DECADES.get(dtype, FULL_DECADES) / 2
-    sizes = {name: _sizes(seed, name, half, steps) for name in SHAPES}
-    profiles = {name: _profile(seed, name) for name in SHAPES}
+    sizes = {name: _sizes(seed, name, half, steps) for name in names}
+    profiles = {name: _profile(seed, name) for name in names}
     for t in range(1, steps + 1):
         yield {
             name: dtypes.round_to(
-                _rng(seed, name, 2, t).standard_normal(shape) * (profiles[name] * sizes[name][t - 1]), dtype
+                _rng(seed, name, 2, t).standard_normal(SHAPES[name]) * (profiles[name] * sizes[name][t - 1]), dtype
             )
-            for name, shape in SHAPES.items()
+            for name in names
         }
 
 

@@ -27,9 +27,10 @@ def check_number(
     below: float | None = None,
     at_most: float | None = None,
     infinite: bool = False,
+    whole: bool = False,
     remedy: str = "",
 ) -> None:
-    """Refuse what is not a finite number (or an `infinite` one, where that is allowed) in the given range.
+    """Refuse what is not a finite number in the given range, or an `infinite` one where that is allowed.
 
     A zero-dimensional array, such as the tracer that `optax.inject_hyperparams` passes, has no value to look at
     and passes unchecked.
@@ -47,6 +48,8 @@ def check_number(
     )
     if not inside or math.isnan(number) or (math.isinf(number) and not infinite):
         raise refusal(argument, _range(above, at_least, below, at_most), value, remedy)
+    if whole and number != int(number):
+        raise refusal(argument, "a whole number", value, remedy)
 
 
 def is_number(value: object) -> bool:
@@ -77,9 +80,9 @@ def check_flag(argument: str, value: object) -> None:
         raise refusal(argument, "True or False", value)
 
 
-def nearest(word: object, known: Iterable[object]) -> str:
-    """`Did you mean 'paper'?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
+def nearest(word: object, known: Iterable[object], cutoff: float = 0.6) -> str:
+    """`Did you mean 'paper'?`, or nothing where no known name is as close as `cutoff` (1 is equal)."""
+    close = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f"Did you mean {close[0]!r}?" if close else ""
 
 

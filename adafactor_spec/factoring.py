@@ -147,7 +147,7 @@ class largest_two(Rule):
     ties: str = "last"
 
     def __post_init__(self) -> None:
-        check_number("min_dim", self.min_dim, at_least=0)
+        check_number("min_dim", self.min_dim, at_least=0, whole=True)
         check_choice("ties", self.ties, ("last", "first"))
 
     def plan(self, shape: Shape, name: str) -> Plan:
@@ -166,7 +166,7 @@ class leading_or_last_two(Rule):
     min_dim: int
 
     def __post_init__(self) -> None:
-        check_number("min_dim", self.min_dim, at_least=0)
+        check_number("min_dim", self.min_dim, at_least=0, whole=True)
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter."""
@@ -193,7 +193,7 @@ class explicit(Rule):
     def __init__(self, rows: int | Sequence[int], cols: int | Sequence[int], batch: int | Sequence[int] = ()) -> None:
         for field, given in (("rows", rows), ("cols", cols), ("batch", batch)):
             axes = (given,) if isinstance(given, int) else tuple(given)
-            if not all(isinstance(axis, int) for axis in axes):
+            if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
                 raise refusal(field, "axis numbers", given)
             object.__setattr__(self, field, axes)
         if bool(self.rows) != bool(self.cols):
@@ -228,7 +228,9 @@ class by_name(Rule):
     default: Rule = last_two
 
     def __init__(self, rules: Mapping[str, Rule], default: Rule = last_two) -> None:
-        pairs = tuple(dict(rules).items())
+        if not isinstance(rules, Mapping) or not all(isinstance(pattern, str) for pattern in rules):
+            raise refusal("rules", "a dict of patterns and rules", rules)
+        pairs = tuple(rules.items())
         for pattern, rule in pairs:
             check_rule(f"rules[{pattern!r}]", rule)
             try:

@@ -94,7 +94,7 @@ class power_decay(Schedule):
         flip = "transformers, torch and keras write the exponent with the opposite sign: use 0.8 for their -0.8."
         check_number("exponent", self.exponent, at_least=0, remedy=flip)
         check_number("cap", self.cap, at_least=0, at_most=1)
-        check_number("offset", self.offset)
+        check_number("offset", self.offset, whole=True)
 
     def __call__(self, t: Number) -> Number:
         """beta_t."""
@@ -149,7 +149,8 @@ class relative_step(Schedule):
 
     def __call__(self, t: Number) -> Number:
         """min(base_t, t^-1/2)."""
-        return _namespace(t).minimum(as_schedule(self.base)(t), t**-0.5)
+        base = as_schedule(self.base)(t)
+        return _namespace(t, base).minimum(base, t**-0.5)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class linear_warmup(Schedule):
 
     def __post_init__(self) -> None:
         check_schedule("base", self.base, at_least=0)
-        check_number("steps", self.steps, above=0)
+        check_number("steps", self.steps, above=0, whole=True)
 
     def __call__(self, t: Number) -> Number:
         """base_t * min(1, t / steps)."""
@@ -189,21 +190,22 @@ class piecewise_constant(Schedule):
 
     def __post_init__(self) -> None:
         check_schedule("base", self.base, at_least=0)
-        if is_number(self.boundaries) or isinstance(self.boundaries, str):
-            raise refusal("boundaries", "a sequence of steps", self.boundaries, f"Write ({self.boundaries},).")
-        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        if not hasattr(self.boundaries, "__iter__") or isinstance(self.boundaries, str):
+            remedy = f"Write ({self.boundaries},)." if is_number(self.boundaries) else ""
+            raise refusal("boundaries", "a sequence of steps", self.boundaries, remedy)
         for boundary in self.boundaries:
-            check_number("boundaries", boundary, at_least=1, remedy="t = 1 is the first update.")
+            check_number("boundaries", boundary, at_least=1, whole=True, remedy="t = 1 is the first update.")
+        object.__setattr__(self, "boundaries", tuple(int(boundary) for boundary in self.boundaries))
         if any(b >= c for b, c in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise refusal("boundaries", "increasing", self.boundaries, f"Use {tuple(sorted(set(self.boundaries)))}.")
         check_number("factor", self.factor, above=0)
 
     def __call__(self, t: Number) -> Number:
         """base_t * factor^(number of boundaries <= t)."""
-        where = _namespace(t).where
         value = as_schedule(self.base)(t)
+        where = _namespace(t, value).where
         for boundary in self.boundaries:
-            value = where(t >= boundary, value * self.factor, value)
+            value = where(t >= boundary, value * self.factor, value)[()]  # NumPy's where makes an array of a number
         return value
 
 
@@ -220,7 +222,8 @@ class at_least(Schedule):
 
     def __call__(self, t: Number) -> Number:
         """max(base_t, floor)."""
-        return _namespace(t).maximum(as_schedule(self.base)(t), self.floor)
+        base = as_schedule(self.base)(t)
+        return _namespace(t, base).maximum(base, self.floor)
 
 
 @dataclass(frozen=True)
@@ -248,22 +251,31 @@ def as_schedule(value: ScalarOrSchedule) -> Schedule:
 
 def bias_correction(beta: ScalarOrSchedule, t: Number) -> Number:
     """1 - beta_t^t, from the complement of beta_t and without a difference of nearly equal numbers."""
-    xp, rest = _namespace(t), as_schedule(beta).complement(t)
+    rest = as_schedule(beta).complement(t)
+    xp = _namespace(t, rest)
     inside = xp.where(rest < 1.0, rest, 0.5)  # the logarithm of beta_t = 0 must not be taken, even if it is not used
     return xp.where(rest < 1.0, -xp.expm1(t * xp.log1p(-inside)), 1.0)
 
 
-def check_schedule(argument: str, value: object, remedy: str = "", **bounds: float) -> None:
-    """Refuse what is neither a function of t nor a number in range (see `errors.check_number`)."""
+def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> None:
+    """Refuse what is neither a function of t nor a number in range (see `errors.check_number`).
+
+    A function is looked at here, where it is built, and not in a traced step: its value at t = 1 stands for all of
+    them.
+    """
+    must = "a number, a schedule or a function of t"
     if isinstance(value, type):
         raise refusal(argument, "a number or a schedule", value, f"Call it: {value.__name__}(...).")
     if callable(value):
-        return
-    if not is_number(value) and not is_array_scalar(value):
-        must = "a number, a schedule or a function of t"
+        at_first = f"{argument} is called with t = 1, 2, ..."
+        check_number(f"{argument}(1)", as_schedule(value)(1), remedy=at_first, **bounds)
+    elif not is_number(value) and not is_array_scalar(value):
         raise refusal(argument, must, value, remedy_for_array(value) or remedy)
-    check_number(argument, value, remedy=remedy, **bounds)  # type: ignore[arg-type]
+    else:
+        check_number(argument, value, remedy=remedy, **bounds)
 
 
-def _namespace(t: Number) -> Any:
-    return t.__array_namespace__() if hasattr(t, "__array_namespace__") else np
+def _namespace(*numbers: Number) -> Any:
+    """JAX's functions where one of the numbers is JAX's (a traced learning rate at t = 1, say), else NumPy's."""
+    spaces = [number.__array_namespace__() for number in numbers if hasattr(number, "__array_namespace__")]
+    return next((space for space in spaces if space is not np), np)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
 from adafactor_spec.errors import check_flag, refusal, refuse_unknown_keywords
-from adafactor_spec.factoring import Plan, Rule
+from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _phases as phases
@@ -146,17 +146,14 @@ class Adafactor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, recipe, work in [_ready(group) for group in self.param_groups]:
-            numbers, latest = functools.cache(functools.partial(numbers_of, recipe)), 0
-            for p, grad, plan in work:
-                state = self._state_of(p, recipe, plan)
+        for group, work in [(group, self._ready(group)) for group in self.param_groups]:
+            for p, grad, setting in work:
+                state = self._state_of(p, setting)
                 state["step"] += 1
-                t = _finished(state)
-                setting = phases.Setting(recipe, plan, FLOATS[p.dtype], numbers(t))
                 phases.update(p, -grad if group["maximize"] else grad, state, setting)
-                latest = max(latest, t)
-            if callable(recipe.lr) and latest > 0:
-                group["lr"] = group["lr_of_schedule"] = numbers(latest).lr
+            if work and callable(work[0][2].recipe.lr):
+                latest = max(self._finished(p) for p in group["params"])
+                group["lr"] = group["lr_of_schedule"] = numbers_of(work[0][2].recipe, latest).lr
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,30 +201,32 @@ class Adafactor(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _state_of(self, p: Tensor, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
+    def _ready(self, group: Group) -> list[tuple[Tensor, Tensor, phases.Setting]]:
+        """(parameter, gradient, setting) of those with a gradient, after every check that can refuse the step."""
+        check_lr(group)
+        check_flag("maximize", group["maximize"])
+        recipe = recipe_of(group)
+        numbers = functools.cache(functools.partial(numbers_of, recipe))
+        work = []
+        for name, p in named(group):
+            if p.grad is not None:
+                _check_gradient(name, p, p.grad)
+                now = numbers(self._finished(p) + 1)
+                work.append((p, p.grad, phases.Setting(recipe, plan_of(recipe, name, p), FLOATS[p.dtype], now)))
+        return work
+
+    def _finished(self, p: Tensor) -> int:
+        # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
+        return int(self.state[p]["step"].numpy()) if p in self.state else 0
+
+    def _state_of(self, p: Tensor, setting: phases.Setting) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # where reading it is no transfer
-        for entry, (shape, dtype) in phases.state_layout(recipe, plan, FLOATS[p.dtype]).items():
+        for entry, (shape, dtype) in phases.state_layout(setting.recipe, setting.plan, setting.dtype).items():
             if entry not in state:
                 state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
         return state
-
-
-Work = list[tuple[Tensor, Tensor, Plan]]
-
-
-def _ready(group: Group) -> tuple[Group, Recipe, Work]:
-    """(group, its recipe, (parameter, gradient, plan) of those with a gradient), after every check that can refuse."""
-    check_lr(group)
-    check_flag("maximize", group["maximize"])
-    recipe = recipe_of(group)
-    work = []
-    for name, p in named(group):
-        if p.grad is not None:
-            _check_gradient(name, p, p.grad)
-            work.append((p, p.grad, plan_of(recipe, name, p)))
-    return group, recipe, work
 
 
 def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
@@ -239,8 +238,3 @@ def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
         raise RuntimeError(f"Adafactor does not support complex gradients, and {who} is {grad.dtype}.")
     if grad.shape != p.shape:
         raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
-
-
-def _finished(state: dict[str, Tensor]) -> int:
-    # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
-    return int(state["step"].numpy())

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import FIELDS, REMEDIES, Numbers, Recipe, dtypes, recipes
-from adafactor_spec.errors import check_flag, refusal
+from adafactor_spec.errors import check_flag, check_number, nearest, refusal
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
 Group = dict[str, Any]
+RANGES: dict[str, dict[str, Any]] = {
+    "lr": {"at_least": 0.0},
+    "beta2": {"at_least": 0.0, "at_most": 1.0},
+    "beta1": {"at_least": 0.0, "at_most": 1.0},
+    "weight_decay": {"at_least": 0.0},
+}
 FLOATS = {getattr(torch, name): name for name in dtypes.NAMES}
 
 
@@ -36,10 +42,14 @@ def split_lr(lr: ScalarOrSchedule) -> Group:
 
 
 def completed(group: Group) -> Group:
-    """A group as the user wrote it, with its recipe's fields in place of the recipe."""
+    """A group as the user wrote it, with its recipe's fields in place of the recipe.
+
+    A key of the user's own is kept, as torch does it, unless it is nearly the name of a field.
+    """
     for name in group:
-        if name in REMEDIES:
-            raise TypeError(f"A parameter group has no {name!r}. {REMEDIES[name]}")
+        remedy = REMEDIES.get(name) or nearest(name, FIELDS, cutoff=0.8)
+        if remedy and name not in FIELDS:
+            raise TypeError(f"A parameter group has no {name!r}. {remedy}")
     group = dict(group)
     if "lr" in group and "lr_schedule" not in group:  # a group of another optimizer brings both
         group.update(split_lr(group["lr"]))
@@ -66,9 +76,16 @@ def _recipe(*values: Any) -> Recipe:
 
 
 def numbers_of(recipe: Recipe, t: int) -> Numbers:
-    """Every schedule of a recipe at step t, as Python floats."""
-    now = vars(recipe.at(t))
-    return Numbers(**{name: None if value is None else float(value) for name, value in now.items()})
+    """Every schedule of a recipe at step t, as Python floats.
+
+    Raises:
+        ValueError: a function of t has left the range of its field.
+    """
+    now = {name: None if value is None else float(value) for name, value in vars(recipe.at(t)).items()}
+    for name, bounds in RANGES.items():
+        if now[name] is not None:
+            check_number(f"{name} at t = {t}", now[name], **bounds)
+    return Numbers(**now)
 
 
 def named(group: Group) -> Iterator[tuple[str, Tensor]]:
@@ -100,8 +117,8 @@ def check_group(group: Group) -> None:
 def check_lr(group: Group) -> None:
     """Refuse a schedule whose number somebody else has written.
 
-    A number of 0 is let through: torch's own checkpointing writes it for the step that makes the state, and nothing
-    moves then.
+    A number of 0 is let through: torch's own checkpointing writes it for the step that makes the state. Nothing moves
+    then but by a weight decay that does not follow the learning rate.
     """
     written = group["lr"] not in (group["lr_of_schedule"], 0.0)
     if group["lr_schedule"] is not None and (written or "initial_lr" in group):

@@ -111,7 +111,24 @@ def _amsgrad_not_debiased(kernels: ModuleType) -> Callable[..., Any]:
     return lambda x, v_max, bias, eps1: right(x, v_max, 1.0, eps1)
 
 
+def _momentum_before_clip(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    """The average is clipped in place of what is averaged."""
+    right_clip, right_average, clipped = kernels.clip, kernels.average, []
+
+    def clip(u: Any, threshold: float, axes: Any) -> Any:
+        clipped.append((threshold, axes))
+        return u
+
+    def average(*args: Any) -> Any:
+        used, kept = right_average(*args)
+        return (right_clip(used, *clipped.pop(0)) if clipped else used), kept
+
+    patch.setattr(kernels, "clip", clip)
+    patch.setattr(kernels, "average", average)
+
+
 KERNEL_FAULTS: dict[str, Fault] = {
+    "momentum before clip": _momentum_before_clip,
     "inverted clip": _kernel("clip", _inverted_clip),
     "clip by norm": _kernel("clip", _clip_by_norm),
     "no clip": _kernel("clip", lambda kernels: lambda u, threshold, axes: u),

@@ -11,7 +11,7 @@ from adafactor_parity import Budget, JaxRunner, OracleRunner, TorchRunner, budge
 from adafactor_spec import Recipe
 from parity_tests.random_recipes import any_recipe, problems
 
-EXAMPLES = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def deviations(recipe: Recipe, problem: Any, dtype: str) -> tuple[dict[str, tuple[float, float]], Budget]:

@@ -113,7 +113,9 @@ def test_unknown_keywords(keyword: str, remedy: str) -> None:
     refused(lambda: adafactor(1e-2, **arguments), f"adafactor() has no argument '{keyword}'. {remedy}", TypeError)
 
 
-@pytest.mark.parametrize("keyword", [name for name in REMEDIES if name != "learning_rate"])
+@pytest.mark.parametrize(
+    "keyword", [name for name, remedy in REMEDIES.items() if remedy.startswith("Use") and name != "learning_rate"]
+)
 def test_a_remedy_works(keyword: str) -> None:
     """What the message tells to write is an argument that there is."""
     arguments: dict[str, Any] = {keyword: 0.5}

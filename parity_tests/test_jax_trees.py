@@ -210,3 +210,18 @@ def test_a_mask_may_skip_none() -> None:
     del params["none"], grads["none"], mask["none"]
     expected, _ = eagerly(adafactor(weight_decay=0.25, weight_decay_mask=mask), params, [grads])
     assert_equal(updates, {**expected, "none": None})
+
+
+def test_a_mask_of_something_else_is_refused() -> None:
+    tx, params = adafactor(weight_decay=0.1, weight_decay_mask="kernel"), tree(0)
+    with pytest.raises(ValueError, match=r"^weight_decay_mask must be True or False, got 'kernel'"):
+        tx.update(tree(1), tx.init(params), params)
+
+
+def test_a_function_of_t_gets_a_whole_number() -> None:
+    table = jnp.asarray([0.1, 0.2, 0.3])
+    params = jnp.ones(2)
+    one = adafactor(lambda t: table[t - 1], multiply_by_parameter_scale=False, relative_step=False)
+    other = adafactor(0.1, multiply_by_parameter_scale=False, relative_step=False)
+    updates = [jax.jit(tx.update)(params, tx.init(params), params)[0] for tx in (one, other)]
+    assert_equal(*updates)

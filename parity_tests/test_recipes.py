@@ -88,7 +88,7 @@ def test_unknown_recipes_name_the_nearest() -> None:
         (
             lambda: recipes.adafactor_pytorch(lr_decay_step=(5, 3), lr_decay_factor=0.5),
             ValueError,
-            "boundaries must be increasing",
+            "lr_decay_step must be increasing",
         ),
         (lambda: recipes.adafactor_pytorch_parent(lr_decay_step=(3,)), TypeError, "no argument 'lr_decay_step'"),  # type: ignore[call-arg]
         (lambda: recipes.torch(d=0.5), ValueError, "d must be at least 1, got 0.5"),
@@ -97,7 +97,7 @@ def test_unknown_recipes_name_the_nearest() -> None:
         (lambda: recipes.torch(eps=1e-30), ValueError, "eps must be a pair"),  # type: ignore[arg-type]
         (lambda: recipes.torch(maximize=True), ValueError, "Pass maximize=True to adafactor_torch.Adafactor"),
         (lambda: recipes.optax(lr=0.1), TypeError, "optax calls it learning_rate"),  # type: ignore[call-arg]
-        (lambda: recipes.optax(decay_rate=-0.8), ValueError, "exponent must be at least 0, got -0.8. .*use 0.8"),
+        (lambda: recipes.optax(decay_rate=-0.8), ValueError, "decay_rate must be at least 0, got -0.8. .*use 0.8"),
         (lambda: recipes.optax(weight_decay_mask=True), ValueError, "Pass it to adafactor_jax.adafactor"),  # type: ignore[arg-type]
     ],
 )
@@ -134,3 +134,35 @@ def test_torch_and_optax_defaults() -> None:
     assert optax.lr == 1.0 and not optax.relative_step and optax.factoring == factoring.largest_two(128)
     assert recipes.optax(learning_rate=abs).lr == schedules.zero_based(abs)
     assert recipes.optax(clipping_threshold=0).clipping_threshold is None
+
+
+BAD_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "adafactor_pytorch": {
+        "lr": -1.0, "beta1": 1.5, "beta2": NAN, "eps1": -1.0, "eps2": -1.0, "cliping_threshold": 0.0,
+        "clipping_threshold": "", "non_constant_decay": 1, "enable_factorization": 0, "ams_grad": None,
+        "weight_decay": -0.1, "lr_decay_step": (3.5,), "lr_decay_factor": -0.1,
+    },
+    "torch": {"lr": NAN, "beta2_decay": 0.8, "eps": 1.0, "d": 0.5, "weight_decay": -0.1, "maximize": True},
+    "optax": {
+        "learning_rate": -1.0, "min_dim_size_to_factor": 16.5, "decay_rate": -0.8, "decay_offset": 0.5,
+        "multiply_by_parameter_scale": 1, "clipping_threshold": "", "momentum": 1.5, "dtype_momentum": "int8",
+        "weight_decay_rate": -0.1, "eps": 0.0, "factored": "no", "weight_decay_mask": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argument"), [(recipe, argument) for recipe, bad in BAD_ARGUMENTS.items() for argument in bad]
+)
+def test_a_refusal_names_the_originals_argument(recipe: str, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}\b.* must be .*, got"):
+        getattr(recipes, recipe)(**{argument: BAD_ARGUMENTS[recipe][argument]})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"lr": lambda t: -1.0}, {"beta2": lambda t: 1.5}, {"beta1": lambda t: NAN}, {"weight_decay": lambda t: None}],
+)
+def test_a_function_out_of_range_is_refused_when_it_is_given(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(fields))}\(1\) must be .*, got .*is called with t = 1, 2"):
+        Recipe(**fields)

@@ -180,3 +180,36 @@ def test_a_rule_by_name_refuses_parameters_without_names() -> None:
     with pytest.raises(ValueError, match=r"^factoring must be .* got by_name\(.*model.named_parameters\(\)") as error:
         Adafactor(Block().parameters(), factoring=RULE)
     assert "instead of model.parameters()" in str(error.value)
+
+
+def test_a_group_s_recipe_replaces_what_the_keywords_say() -> None:
+    first, second, *_ = parameters()
+    optimizer = Adafactor([{"params": [first], "recipe": "optax"}, {"params": [second]}], lr=0.3, weight_decay=0.1)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (1.0, 0.0)
+    assert (optimizer.param_groups[1]["lr"], optimizer.param_groups[1]["weight_decay"]) == (0.3, 0.1)
+
+
+def test_a_misspelt_field_of_a_group_is_refused_and_a_key_of_the_user_s_own_is_kept() -> None:
+    with pytest.raises(TypeError, match=r"no 'weight_decai'\. Did you mean 'weight_decay'\?"):
+        Adafactor([{"params": parameters(), "weight_decai": 0.1}])
+    assert Adafactor([{"params": parameters(), "layer": 3}]).param_groups[0]["layer"] == 3
+
+
+def test_a_function_that_leaves_its_range_is_refused_and_nothing_moves() -> None:
+    optimizer = Adafactor(parameters(), lr=lambda t: 0.1 if t < 3 else float("nan"))
+    advance(optimizer, 1, 2)
+    before = snapshot(optimizer)[:2]
+    with pytest.raises(ValueError, match=r"^lr at t = 3 must be at least 0, got nan"):
+        advance(optimizer, 3, 3)
+    assert snapshot(optimizer)[:2] == before
+
+
+def test_a_late_parameter_does_not_set_the_learning_rate_back() -> None:
+    first, second, *_ = parameters()
+    optimizer = Adafactor([first, second], lr=lambda t: 1.0 / t)
+    for _ in range(3):
+        first.grad = torch.ones_like(first)
+        optimizer.step()
+    first.grad, second.grad = None, torch.ones_like(second)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 1.0 / 3.0

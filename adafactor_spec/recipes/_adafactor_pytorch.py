@@ -36,9 +36,9 @@ def adafactor_pytorch(
     """AndyLeezard/adafactor-pytorch, the starting point of this project.
 
     Its piecewise schedule is reproduced as it runs: only without `lr` and with both `lr_decay_*`, and then
-    lr_t = max(1e-2, t^-1/2 * lr_decay_factor^k), k boundaries passed, so never below 1e-2. A decay by a factor at
-    chosen steps over any learning rate, without that floor, is `lr=schedules.piecewise_constant(base, boundaries,
-    factor)`.
+    lr_t = max(1e-2, t^-1/2 * lr_decay_factor^k), k boundaries passed, so never below 1e-2. In every other case the
+    original ignores `lr_decay_*`, and so does this. A decay by a factor at chosen steps over any learning rate, without
+    that floor, is `lr=schedules.piecewise_constant(base, boundaries, factor)`.
 
     What else to know of the original: every lr, a number too, is multiplied by max(eps2, RMS(p)); a float beta with
     non_constant_decay=True is Adam's debiased decay, and the first moment is then debiased once more; ams_grad has an
@@ -61,6 +61,10 @@ def adafactor_pytorch(
 
     Source: AndyLeezard/adafactor-pytorch at 9522411, adafactor.py.
     """
+    if lr_decay_factor is not None:
+        check_number("lr_decay_factor", lr_decay_factor, above=0)
+    if lr_decay_step is not None:
+        _check_steps("lr_decay_step", lr_decay_step)
     if lr is None and lr_decay_step is not None and lr_decay_factor is not None:
         lr = at_least(piecewise_constant(inverse_sqrt(), lr_decay_step, lr_decay_factor), 1e-2)
     return _recipe(
@@ -155,6 +159,13 @@ def _recipe(
         weight_decay=weight_decay,
         weight_decay_by="step",
     )
+
+
+def _check_steps(name: str, steps: Sequence[int]) -> None:
+    try:
+        piecewise_constant(1.0, steps, 1.0)
+    except ValueError as error:
+        raise ValueError(str(error).replace("boundaries", name, 1)) from None
 
 
 def _decay(name: str, beta: Any, non_constant: bool) -> ScalarOrSchedule:

@@ -1,9 +1,10 @@
 from typing import Any
 
 from .._recipe import Recipe
-from ..errors import refusal, refuse_unknown_keywords
+from ..dtypes import name_of
+from ..errors import check_flag, check_number, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, no_factoring
-from ..schedules import ScalarOrSchedule, power_decay, zero_based
+from ..schedules import ScalarOrSchedule, check_schedule, power_decay, zero_based
 
 
 @refuse_unknown_keywords({"lr": "optax calls it learning_rate.", "beta1": "optax calls it momentum."})
@@ -47,6 +48,22 @@ def optax(
     if weight_decay_mask is not None:
         remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
         raise refusal("weight_decay_mask", "None in a recipe", weight_decay_mask, remedy)
+    if learning_rate is not None:
+        given = zero_based(learning_rate) if callable(learning_rate) else learning_rate
+        check_schedule("learning_rate", given, at_least=0)
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    opposite = "transformers and torch write the exponent with the opposite sign: use 0.8 for their -0.8."
+    check_number("decay_rate", decay_rate, at_least=0, remedy=opposite)
+    check_number("decay_offset", decay_offset, whole=True)
+    for name, flag in (("multiply_by_parameter_scale", multiply_by_parameter_scale), ("factored", factored)):
+        check_flag(name, flag)
+    if clipping_threshold is not None:
+        check_number("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
+    if momentum is not None:
+        check_number("momentum", momentum, at_least=0, below=1)
+    if weight_decay_rate is not None:
+        check_number("weight_decay_rate", weight_decay_rate, at_least=0)
+    check_number("eps", eps, at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
     return Recipe(
         lr=1.0 if learning_rate is None else zero_based(learning_rate) if callable(learning_rate) else learning_rate,
         relative_step=False,
@@ -57,7 +74,7 @@ def optax(
         clipping_threshold=clipping_threshold or None,
         beta1=momentum,
         momentum_of="step",
-        momentum_dtype=dtype_momentum,
+        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
         weight_decay=weight_decay_rate or 0.0,
         weight_decay_by="one",
