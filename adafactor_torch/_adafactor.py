@@ -217,7 +217,8 @@ class Adafactor(torch.optim.Optimizer):
 
     def _finished(self, p: Tensor) -> int:
         # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
-        return int(self.state[p]["step"].numpy()) if p in self.state else 0
+        step = self.state.get(p, {}).get("step")  # looking it up must not make an entry
+        return 0 if step is None else int(step.numpy())
 
     def _state_of(self, p: Tensor, setting: phases.Setting) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
