@@ -35,7 +35,9 @@ def counted(
         grads = updates_of(updates, leaves, structure)
         wide = [None if g is None else jnp.asarray(g, leaf.compute) for leaf, g in zip(leaves, grads, strict=True)]
         count = optax.safe_increment(state.count)
-        made, inner = piece.update(tree_of(structure, wide), state.inner, params, **{**extra, "t": count})
+        # A whole number, as in torch; int64 where that is enabled, because 1 / t of an int32 is a float32.
+        t = count.astype(jnp.result_type(int))
+        made, inner = piece.update(tree_of(structure, wide), state.inner, params, **{**extra, "t": t})
         made = updates_of(made, leaves, structure)
         out = [
             None if g is None else emit(u, jnp.asarray(g), jnp.asarray(p))
