@@ -25,8 +25,8 @@ def round_to(x: Array, dtype: str) -> Array:
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
     """Mean over `axes`, kept at size 1. Divides, by a power of two, before it adds; of no elements it is 0.
 
-    One axis after the other: XLA on a CPU adds the elements of several short axes in one running sum, which loses 25
-    ulp over a (32, 8, 3, 3) kernel where this loses 3. The barrier keeps it from merging the sums again.
+    One axis after the other: XLA on a CPU adds the elements of several short axes, those of a convolution's kernel say,
+    in one running sum, and equal squares then leave equal rounding errors. The barrier keeps it from merging the sums.
     """
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     power = 2 ** (count - 1).bit_length()

@@ -8,6 +8,7 @@ runs on the host and inside a compiled step.
 Wherever a schedule is taken, a number or a plain Python function of `t` is taken as well.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,14 +191,8 @@ class piecewise_constant(Schedule):
 
     def __post_init__(self) -> None:
         check_schedule("base", self.base, at_least=0)
-        if not hasattr(self.boundaries, "__iter__") or isinstance(self.boundaries, str):
-            remedy = f"Write ({self.boundaries},)." if is_number(self.boundaries) else ""
-            raise refusal("boundaries", "a sequence of steps", self.boundaries, remedy)
-        for boundary in self.boundaries:
-            check_number("boundaries", boundary, at_least=1, whole=True, remedy="t = 1 is the first update.")
+        check_boundaries("boundaries", self.boundaries)
         object.__setattr__(self, "boundaries", tuple(int(boundary) for boundary in self.boundaries))
-        if any(b >= c for b, c in zip(self.boundaries, self.boundaries[1:], strict=False)):
-            raise refusal("boundaries", "increasing", self.boundaries, f"Use {tuple(sorted(set(self.boundaries)))}.")
         check_number("factor", self.factor, above=0)
 
     def __call__(self, t: Number) -> Number:
@@ -257,19 +252,30 @@ def bias_correction(beta: ScalarOrSchedule, t: Number) -> Number:
     return xp.where(rest < 1.0, -xp.expm1(t * xp.log1p(-inside)), 1.0)
 
 
+def check_boundaries(argument: str, boundaries: Sequence[int]) -> None:
+    """Refuse what is not a sequence of increasing steps."""
+    if not hasattr(boundaries, "__len__") or isinstance(boundaries, str):  # a generator could be read only once
+        remedy = f"Write ({boundaries},)." if is_number(boundaries) else ""
+        raise refusal(argument, "a sequence of steps", boundaries, remedy)
+    for boundary in boundaries:
+        check_number(argument, boundary, at_least=1, whole=True, remedy="t = 1 is the first update.")
+    if any(b >= c for b, c in itertools.pairwise(boundaries)):
+        raise refusal(argument, "increasing", boundaries, f"Use {tuple(sorted(set(boundaries)))}.")
+
+
 def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> None:
     """Refuse what is neither a function of t nor a number in range (see `errors.check_number`).
 
     A function is looked at here, where it is built, and not in a traced step: its value at t = 1 stands for all of
     them.
     """
-    must = "a number, a schedule or a function of t"
     if isinstance(value, type):
         raise refusal(argument, "a number or a schedule", value, f"Call it: {value.__name__}(...).")
     if callable(value):
         at_first = f"{argument} is called with t = 1, 2, ..."
         check_number(f"{argument}(1)", as_schedule(value)(1), remedy=at_first, **bounds)
     elif not is_number(value) and not is_array_scalar(value):
+        must = "a number, a schedule or a function of t"
         raise refusal(argument, must, value, remedy_for_array(value) or remedy)
     else:
         check_number(argument, value, remedy=remedy, **bounds)

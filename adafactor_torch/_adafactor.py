@@ -147,13 +147,14 @@ class Adafactor(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group, work in [(group, self._ready(group)) for group in self.param_groups]:
+            recipe = recipe_of(group)
             for p, grad, setting in work:
                 state = self._state_of(p, setting)
                 state["step"] += 1
                 phases.update(p, -grad if group["maximize"] else grad, state, setting)
-            if work and callable(work[0][2].recipe.lr):
+            if work and callable(recipe.lr):
                 latest = max(self._finished(p) for p in group["params"])
-                group["lr"] = group["lr_of_schedule"] = numbers_of(work[0][2].recipe, latest).lr
+                group["lr"] = group["lr_of_schedule"] = numbers_of(recipe, latest).lr
         return loss
 
     def state_dict(self) -> dict[str, Any]:

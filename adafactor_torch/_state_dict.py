@@ -30,7 +30,7 @@ def decoded(saved: list[Group], current: list[Group]) -> list[Group]:
     """What every saved group says of a recipe. A function is the one that the group in use has.
 
     Raises:
-        ValueError: the groups are not those of an Adafactor of ours, or a value in them is refused.
+        ValueError: the groups are not those of an Adafactor of ours, or a function is missing in the one in use.
     """
     groups = []
     for number, (theirs, ours) in enumerate(zip(saved, current, strict=True)):
@@ -38,22 +38,22 @@ def decoded(saved: list[Group], current: list[Group]) -> list[Group]:
         if missing:
             remedy = "Load a state dict of adafactor_torch.Adafactor."
             raise refusal(f"group {number} of the state dict", f"one with {', '.join(missing)}", sorted(theirs), remedy)
-        group = {key: _value(theirs[key], ours[key], key) for key in _SAVED_AS_TEXT}
-        recipe_of(ours | {"lr_of_schedule": theirs["lr_of_schedule"]} | group)  # refuses what is out of range
-        groups.append(group)
+        groups.append({key: _value(theirs[key], ours[key], key) for key in _SAVED_AS_TEXT})
     return groups
 
 
-def restored(saved: StateDict, current: list[Group], decoded: list[Group]) -> dict[Tensor, dict[str, Tensor]]:
+def restored(saved: StateDict, current: list[Group], values: list[Group]) -> dict[Tensor, dict[str, Tensor]]:
     """The state of every parameter that has one, on its device and in the dtype in which the recipe keeps it.
 
-    torch casts floating-point state to the parameter's dtype when it loads; here float32 state stays float32.
+    torch casts floating-point state to the parameter's dtype when it loads; here float32 state stays float32. `values`
+    are the saved groups as `decoded` gives them.
 
     Raises:
-        ValueError: the saved state of a parameter is not the one that its group's recipe keeps.
+        ValueError: a saved value is out of range, or the saved state of a parameter is not the one that its group's
+            recipe keeps.
     """
     states = {}
-    for group, saved_group, fields in zip(current, saved["param_groups"], decoded, strict=True):
+    for group, saved_group, fields in zip(current, saved["param_groups"], values, strict=True):
         recipe = recipe_of(group)
         stored = recipe_of(group | {"lr_of_schedule": saved_group["lr_of_schedule"]} | fields)
         for (name, p), key in zip(named(group), saved_group["params"], strict=True):

@@ -9,5 +9,5 @@ settings.register_profile("replay", derandomize=True, deadline=None, print_blob=
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=300)
 settings.load_profile("replay")
 
-# The tensors are tiny and the workers share the cores: waking further threads costs ten times what they do.
+# The tensors are tiny and the workers share the cores: waking further threads costs more than they do.
 torch.set_num_threads(1)

@@ -126,6 +126,7 @@ def test_bad_schedules_are_refused() -> None:
         (lambda: piecewise_constant(0.1, (3, 3), 0.5), r"boundaries must be increasing, got \(3, 3\)"),
         (lambda: piecewise_constant(0.1, (0,), 0.5), r"boundaries must be at least 1, got 0. t = 1 is the first"),
         (lambda: piecewise_constant(0.1, 5, 0.5), r"boundaries must be a sequence of steps, got 5. Write \(5,\)"),  # type: ignore[arg-type]
+        (lambda: piecewise_constant(0.1, iter((3, 5)), 0.5), r"boundaries must be a sequence of steps, got <tuple_it"),  # type: ignore[arg-type]
         (lambda: piecewise_constant(0.1, (3,), -1.0), r"factor must be positive, got -1.0"),
         (lambda: piecewise_constant(float("nan"), (3,), 0.5), r"base must be at least 0, got nan"),
         (lambda: linear_warmup(0.1, steps=0), r"steps must be positive, got 0"),

@@ -8,6 +8,7 @@ from ..schedules import (
     ScalarOrSchedule,
     adam_decay,
     at_least,
+    check_boundaries,
     check_schedule,
     inverse_sqrt,
     piecewise_constant,
@@ -64,7 +65,7 @@ def adafactor_pytorch(
     if lr_decay_factor is not None:
         check_number("lr_decay_factor", lr_decay_factor, above=0)
     if lr_decay_step is not None:
-        _check_steps("lr_decay_step", lr_decay_step)
+        check_boundaries("lr_decay_step", lr_decay_step)
     if lr is None and lr_decay_step is not None and lr_decay_factor is not None:
         lr = at_least(piecewise_constant(inverse_sqrt(), lr_decay_step, lr_decay_factor), 1e-2)
     return _recipe(
@@ -159,13 +160,6 @@ def _recipe(
         weight_decay=weight_decay,
         weight_decay_by="step",
     )
-
-
-def _check_steps(name: str, steps: Sequence[int]) -> None:
-    try:
-        piecewise_constant(1.0, steps, 1.0)
-    except ValueError as error:
-        raise ValueError(str(error).replace("boundaries", name, 1)) from None
 
 
 def _decay(name: str, beta: Any, non_constant: bool) -> ScalarOrSchedule:
