@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import optax
 
-from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
+from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
 from adafactor_spec.errors import refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
@@ -27,7 +27,7 @@ def adafactor(
     recipe: str | Recipe = "paper",
     weight_decay_mask: Any = None,
     relative_step: bool = AS_THE_RECIPE_SAYS,
-    multiply_by_parameter_scale: bool = AS_THE_RECIPE_SAYS,
+    multiply_by_parameter_scale: bool | per_name = AS_THE_RECIPE_SAYS,
     eps2: float = AS_THE_RECIPE_SAYS,
     max_parameter_scale: float | None = AS_THE_RECIPE_SAYS,
     beta2: ScalarOrSchedule = AS_THE_RECIPE_SAYS,
@@ -41,8 +41,8 @@ def adafactor(
     debias: bool = AS_THE_RECIPE_SAYS,
     momentum_dtype: Any = AS_THE_RECIPE_SAYS,
     momentum_rounding: Literal["store", "use", "decay"] = AS_THE_RECIPE_SAYS,
-    weight_decay: ScalarOrSchedule | None = AS_THE_RECIPE_SAYS,
-    weight_decay_by: Literal["step", "lr", "one", "grad"] = AS_THE_RECIPE_SAYS,
+    weight_decay: ScalarOrSchedule | per_name | None = AS_THE_RECIPE_SAYS,
+    weight_decay_by: Literal["step", "lr", "one", "grad"] | float = AS_THE_RECIPE_SAYS,
     decay_before_scale: bool = AS_THE_RECIPE_SAYS,
     state_dtype: Literal["param"] | None = AS_THE_RECIPE_SAYS,
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,9 +102,11 @@ def adafactor(
         decay_before_scale=decay_before_scale,
         state_dtype=state_dtype,
     )
-    if "lr" in fields:
-        check_schedule("learning_rate", learning_rate, at_least=0)
-    chain = optax.chain(*chain_of(replace(recipes.resolve(recipe), **fields), weight_decay_mask))
+    base = recipes.resolve(recipe)
+    if "lr" in fields or base.lr is None:
+        must_be_given = "This recipe has no default: give one."
+        check_schedule("learning_rate", fields.get("lr"), at_least=0, remedy=must_be_given)
+    chain = optax.chain(*chain_of(replace(base, **fields), weight_decay_mask))
     return counted(chain, rounded_once)
 
 
@@ -121,6 +123,7 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
     averages = None if r.beta1 is None else r.momentum_of
     decoupled = r.decays and r.weight_decay_by != "grad"
     scale: dict[str, Any] = {"eps2": r.eps2, "max_parameter_scale": r.max_parameter_scale, "factoring": r.factoring}
+    scales = r.multiply_by_parameter_scale
     tx = []
     if r.decays and not decoupled:  # L2: the decay is a part of the gradient and goes through everything below
         tx.append(pieces.add_decayed_weights(r.decay, mask=mask))
@@ -141,9 +144,11 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
         tx.append(pieces.clip_by_block_rms(r.clipping_threshold, factoring=r.factoring))
     if averages == "update":
         tx.append(average)
-    if r.multiply_by_parameter_scale:  # section 8: steps relative to the size of the parameter
+    if scales:  # section 8: steps relative to the size of the parameter
         before = r.decay if decoupled and r.decay_before_scale else 0.0
-        tx.append(pieces.scale_by_parameter_scale(r.rho, **scale, decay=before, mask=mask))
+        tx.append(
+            pieces.scale_by_parameter_scale(r.rho, multiply_by_parameter_scale=scales, **scale, decay=before, mask=mask)
+        )
     else:
         tx.append(pieces.scale_by_step_size(r.rho))
     if averages == "step":
@@ -154,7 +159,7 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
             pieces.add_decayed_weights(
                 r.decay,
                 step=r.rho if by_step else 1.0,
-                multiply_by_parameter_scale=by_step and r.multiply_by_parameter_scale,
+                multiply_by_parameter_scale=by_step and scales,
                 **scale,
                 mask=mask,
             )

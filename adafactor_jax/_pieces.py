@@ -6,13 +6,13 @@ for themselves; the alias counts once.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adafactor_spec import Recipe, factoring, schedules
+from adafactor_spec import Recipe, factoring, per_name, schedules
 from adafactor_spec.errors import check_number
 from adafactor_spec.factoring import Rule, check_rule
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
@@ -63,16 +63,18 @@ def scale_by_step_size(
 def scale_by_parameter_scale(
     step: ScalarOrSchedule = 1.0,
     *,
+    multiply_by_parameter_scale: bool | per_name = True,
     eps2: float = 1e-3,
     max_parameter_scale: float | None = None,
     factoring: Rule = factoring.last_two,
-    decay: ScalarOrSchedule = 0.0,
+    decay: ScalarOrSchedule | per_name = 0.0,
     mask: Mask = None,
 ) -> GradientTransformation:
     """Multiply by alpha_t = step_t * clip(RMS(p), eps2, max_parameter_scale).
 
     Args:
         step: a number or a schedule of t in front of the scale, so that alpha is one number before it meets u.
+        multiply_by_parameter_scale: False, for a parameter, is alpha_t = step_t.
         eps2: the smallest scale, so that a parameter of zeros moves.
         max_parameter_scale: the largest, or None.
         factoring: its batch axes make RMS(p) one number per index of them.
@@ -82,21 +84,26 @@ def scale_by_parameter_scale(
     Source: algorithms 4 and 5 of arXiv 1804.04235.
     """
     check_schedule("step", step)
-    check_schedule("decay", decay, at_least=0)
-    Recipe(eps2=eps2, max_parameter_scale=max_parameter_scale, factoring=factoring)  # refuses what is out of range
-    scale = _Scale(step, eps2, max_parameter_scale, factoring)
+    fields: dict[str, Any] = {
+        "multiply_by_parameter_scale": multiply_by_parameter_scale,
+        "eps2": eps2,
+        "max_parameter_scale": max_parameter_scale,
+        "factoring": factoring,
+    }
+    recipe = Recipe(weight_decay=decay, **fields)  # refuses what is out of range
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
-        return scale.alpha(leaf, p, t, decay if inside else 0.0) * u
+        own = recipe.for_name(leaf.name)
+        return _alpha(own, step, leaf, p, t, own.weight_decay if inside else 0.0) * u
 
     return _each(one, mask)
 
 
 def add_decayed_weights(
-    weight_decay: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule | per_name,
     *,
     step: ScalarOrSchedule = 1.0,
-    multiply_by_parameter_scale: bool = False,
+    multiply_by_parameter_scale: bool | per_name = False,
     eps2: float = 1e-3,
     max_parameter_scale: float | None = None,
     factoring: Rule = factoring.last_two,
@@ -116,34 +123,35 @@ def add_decayed_weights(
     Source: arXiv 1711.05101 for the decoupled form.
     """
     check_schedule("step", step)
-    scale_fields: dict[str, Any] = {"eps2": eps2, "max_parameter_scale": max_parameter_scale, "factoring": factoring}
-    Recipe(weight_decay=weight_decay, **scale_fields)  # refuses what is out of range
-    scale = _Scale(step, eps2, max_parameter_scale, factoring)
+    fields: dict[str, Any] = {
+        "multiply_by_parameter_scale": multiply_by_parameter_scale,
+        "eps2": eps2,
+        "max_parameter_scale": max_parameter_scale,
+        "factoring": factoring,
+    }
+    recipe = Recipe(weight_decay=weight_decay, **fields)  # refuses what is out of range
 
     def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
         if not inside:
             return u
-        times = scale.alpha(leaf, p, t) if multiply_by_parameter_scale else scale.rho(leaf, t)
-        return u + number(as_schedule(weight_decay)(t), leaf.compute) * times * p.astype(leaf.compute)
+        own = recipe.for_name(leaf.name)
+        c: Any = own.weight_decay
+        times = _alpha(own, step, leaf, p, t)
+        return u + number(as_schedule(c)(t), leaf.compute) * times * p.astype(leaf.compute)
 
     return _each(one, mask)
 
 
-class _Scale(NamedTuple):
-    """alpha_t = step_t * clip(RMS(p), eps2, largest)."""
-
-    step: ScalarOrSchedule
-    eps2: float
-    largest: float | None
-    factoring: Rule
-
-    def rho(self, leaf: Leaf, t: jax.Array) -> jax.Array:
-        return number(as_schedule(self.step)(t), leaf.compute)
-
-    def alpha(self, leaf: Leaf, p: jax.Array, t: jax.Array, decay: ScalarOrSchedule = 0.0) -> jax.Array:
-        p_rms = kernels.rms(p.astype(leaf.compute), leaf.plan(self.factoring).rms_axes)
-        p_rms = p_rms * jnp.abs(1.0 - number(as_schedule(decay)(t), leaf.compute))
-        return self.rho(leaf, t) * kernels.parameter_scale(p_rms, self.eps2, self.largest)
+def _alpha(
+    recipe: Recipe, step: ScalarOrSchedule, leaf: Leaf, p: jax.Array, t: jax.Array, decay: Any = 0.0
+) -> jax.Array:
+    """alpha_t of one parameter: step_t, times the parameter's scale where its recipe says so."""
+    rho = number(as_schedule(step)(t), leaf.compute)
+    if not recipe.multiply_by_parameter_scale:
+        return rho
+    p_rms = kernels.rms(p.astype(leaf.compute), leaf.plan(recipe.factoring).rms_axes)
+    p_rms = p_rms * jnp.abs(1.0 - number(as_schedule(decay)(t), leaf.compute))
+    return rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
 
 
 Each = Callable[[Leaf, jax.Array, jax.Array, jax.Array, bool], jax.Array]

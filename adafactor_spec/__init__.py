@@ -7,13 +7,15 @@
 """
 
 from . import dtypes, errors, factoring, oracle, recipes, schedules
+from ._names import per_name
 from ._plain import from_plain, to_plain
-from ._recipe import FIELDS, REMEDIES, Numbers, Recipe, replace
+from ._recipe import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, replace
 from ._sentinel import AS_THE_RECIPE_SAYS, Unset, given
 
 __all__ = [
     "AS_THE_RECIPE_SAYS",
     "FIELDS",
+    "PER_NAME",
     "REMEDIES",
     "Numbers",
     "Recipe",
@@ -24,6 +26,7 @@ __all__ = [
     "from_plain",
     "given",
     "oracle",
+    "per_name",
     "recipes",
     "replace",
     "schedules",

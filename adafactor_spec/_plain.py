@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import factoring, schedules
+from ._names import per_name
 from .errors import refusal
 
 _KINDS: dict[str, type] = {
@@ -16,7 +17,7 @@ _KINDS: dict[str, type] = {
     and issubclass(kind, schedules.Schedule | factoring.Rule)
     and dataclasses.is_dataclass(kind)
     and not kind.__name__.startswith("_")
-}
+} | {per_name.__name__: per_name}
 _VALUES = {repr(rule): rule for rule in (factoring.last_two, factoring.no_factoring, factoring.as_matrix)}
 
 
@@ -59,9 +60,9 @@ def from_plain(plain: Any, current: Any = None, argument: str = "value") -> Any:
     kind, fields = plain["kind"], {name: item for name, item in plain.items() if name != "kind"}
     if kind in _VALUES:
         return _VALUES[kind]
-    if kind == "by_name":
+    if kind in ("by_name", "per_name"):
         known = dict(getattr(current, "rules", ()))
         rules = {pattern: from_plain(rule, known.get(pattern), argument) for pattern, rule in fields["rules"]}
-        return factoring.by_name(rules, from_plain(fields["default"], getattr(current, "default", None), argument))
+        return _KINDS[kind](rules, from_plain(fields["default"], getattr(current, "default", None), argument))
     inner = {name: from_plain(item, getattr(current, name, None), argument) for name, item in fields.items()}
     return _KINDS[kind](**inner)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from . import dtypes
+from ._names import mapped, own, per_name, values_of
 from .errors import check_choice, check_flag, check_number, is_number, nearest, refusal
 from .factoring import Rule, check_rule, last_two
 from .schedules import (
@@ -12,6 +13,7 @@ from .schedules import (
     as_schedule,
     bias_correction,
     check_schedule,
+    power,
     power_decay,
     product,
     relative_step,
@@ -74,9 +76,11 @@ class Recipe:
     """One Adafactor, its fields in the order in which a step uses them. The defaults are those of "paper".
 
     Attributes:
-        lr: learning rate before scaling, a number or a schedule of t; t = 1 at the first update.
+        lr: learning rate before scaling, a number or a schedule of t; t = 1 at the first update. None: the original has
+            no default, and the optimizer must be given one.
         relative_step: rho_t = min(lr_t, t^-1/2); else rho_t = lr_t.
         multiply_by_parameter_scale: alpha_t = rho_t * clip(RMS(p), eps2, max_parameter_scale); else alpha_t = rho_t.
+            Here and in `weight_decay` a `per_name` gives parameters values of their own.
         eps2: the smallest scale, so that a parameter of zeros moves.
         max_parameter_scale: the largest, or None.
         beta2: decay of the second moment, a number or a schedule.
@@ -92,8 +96,8 @@ class Recipe:
         momentum_rounding: what a momentum narrower than the arithmetic rounds. "store": the stored value only. "use":
             the update and the average, and the rounded average is used. "decay": beta1 * m and the stored value.
         weight_decay: a number or a schedule; 0 or None is off.
-        weight_decay_by: the decay is c * p, c = weight_decay times alpha ("step"), lr ("lr") or nothing ("one");
-            "grad" adds weight_decay * p to the gradient (L2).
+        weight_decay_by: the decay is c * p, c = weight_decay times alpha ("step"), lr ("lr"), a number's power of lr
+            (2: lr^2) or nothing ("one"); "grad" adds weight_decay * p to the gradient (L2).
         decay_before_scale: RMS(p) is taken of the decayed parameter (Keras).
         state_dtype: second moment in at least float32 (None) or in the parameter's dtype ("param").
 
@@ -101,9 +105,9 @@ class Recipe:
         ValueError: a field is out of range, or two fields contradict each other.
     """
 
-    lr: ScalarOrSchedule = 1e-2
+    lr: ScalarOrSchedule | None = 1e-2
     relative_step: bool = True
-    multiply_by_parameter_scale: bool = True
+    multiply_by_parameter_scale: bool | per_name = True
     eps2: float = 1e-3
     max_parameter_scale: float | None = None
     beta2: ScalarOrSchedule = power_decay()
@@ -117,15 +121,18 @@ class Recipe:
     debias: bool = False
     momentum_dtype: str | None = None
     momentum_rounding: Literal["store", "use", "decay"] = "store"
-    weight_decay: ScalarOrSchedule = 0.0
-    weight_decay_by: Literal["step", "lr", "one", "grad"] = "step"
+    weight_decay: ScalarOrSchedule | per_name = 0.0
+    weight_decay_by: Literal["step", "lr", "one", "grad"] | float = "step"
     decay_before_scale: bool = False
     state_dtype: Literal["param"] | None = None
 
     def __post_init__(self) -> None:
-        for flag in ("relative_step", "multiply_by_parameter_scale", "amsgrad", "debias", "decay_before_scale"):
+        for flag in ("relative_step", "amsgrad", "debias", "decay_before_scale"):
             check_flag(flag, getattr(self, flag))
-        check_schedule("lr", self.lr, at_least=0)
+        for value in values_of(self.multiply_by_parameter_scale):
+            check_flag("multiply_by_parameter_scale", value)
+        if self.lr is not None:
+            check_schedule("lr", self.lr, at_least=0)
         check_number("eps2", self.eps2, at_least=0)
         if self.max_parameter_scale is not None:
             check_number("max_parameter_scale", self.max_parameter_scale, above=0)
@@ -146,10 +153,14 @@ class Recipe:
         check_choice("momentum_rounding", self.momentum_rounding, ("store", "use", "decay"))
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", 0.0)
-        check_schedule("weight_decay", self.weight_decay, at_least=0)
-        check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"))
+        for value in values_of(self.weight_decay):
+            check_schedule("weight_decay", value, at_least=0)
+        if is_number(self.weight_decay_by):
+            check_number("weight_decay_by", self.weight_decay_by, at_least=0)
+        else:
+            check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"))
         check_choice("state_dtype", self.state_dtype, (None, "param"))
-        if self.decay_before_scale and self.weight_decay_by not in ("lr", "one"):
+        if self.decay_before_scale and self.weight_decay_by in ("step", "grad"):
             remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
             raise refusal("weight_decay_by", "'lr' or 'one' with decay_before_scale=True", self.weight_decay_by, remedy)
         if (
@@ -160,24 +171,51 @@ class Recipe:
     @property
     def decays(self) -> bool:
         """Whether there is a weight decay."""
-        return not (is_number(self.weight_decay) and self.weight_decay == 0)
+        return not all(is_number(value) and value == 0 for value in values_of(self.weight_decay))
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether a field or the factoring rule looks at the parameter's name."""
+        by_name = [getattr(self, field) for field in PER_NAME]
+        return self.factoring.needs_names or any(isinstance(v, per_name) and v.needs_names for v in by_name)
+
+    def for_name(self, name: str) -> "Recipe":
+        """The recipe of one parameter: every `per_name` has become its value."""
+        changes = {field: own(getattr(self, field), name) for field in PER_NAME}
+        return self if all(getattr(self, f) is value for f, value in changes.items()) else replace(self, **changes)
 
     @property
     def rho(self) -> ScalarOrSchedule:
         """The step size before it is scaled, as a schedule."""
-        return relative_step(self.lr) if self.relative_step else self.lr
+        return relative_step(self.given_lr) if self.relative_step else self.given_lr
 
     @property
-    def decay(self) -> ScalarOrSchedule:
-        """The factor in front of p in the weight decay, without alpha where that is a part of it, as a schedule."""
-        return product(self.weight_decay, self.lr) if self.weight_decay_by == "lr" else self.weight_decay
+    def given_lr(self) -> ScalarOrSchedule:
+        """The learning rate, or the refusal of a recipe that has none."""
+        if self.lr is None:
+            raise refusal("lr", "a number or a schedule", None, "The original has no default: give the learning rate.")
+        return self.lr
+
+    @property
+    def decay(self) -> Any:
+        """The factor in front of p in the weight decay, without alpha where that is a part of it, as a schedule.
+
+        A `per_name` of schedules where `weight_decay` is one.
+        """
+        if self.weight_decay_by in ("step", "one", "grad"):
+            return self.weight_decay
+        times = self.given_lr if self.weight_decay_by == "lr" else power(self.given_lr, float(self.weight_decay_by))
+        return mapped(self.weight_decay, lambda value: product(value, times))
 
     def at(self, t: Number) -> Numbers:
-        """Every schedule at step `t`, a number on the host or an array with the array API."""
+        """Every schedule at step `t`, a number on the host or an array with the array API.
+
+        Of a recipe that is one parameter's (see `for_name`).
+        """
         beta2, beta1 = as_schedule(self.beta2), None if self.beta1 is None else as_schedule(self.beta1)
         return Numbers(
             t=t,
-            lr=as_schedule(self.lr)(t),
+            lr=as_schedule(self.given_lr)(t),
             rho=as_schedule(self.rho)(t),
             beta2=beta2(t),
             beta2_complement=beta2.complement(t),
@@ -202,6 +240,7 @@ class Recipe:
 
 
 FIELDS = tuple(field.name for field in fields(Recipe))
+PER_NAME = ("multiply_by_parameter_scale", "weight_decay")  # the fields in which a parameter may have its own value
 
 
 def replace(recipe: Recipe, **changes: Any) -> Recipe:

@@ -6,10 +6,10 @@ what is factored; both optimizers and the oracle ask it, and the answer for a sh
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ._names import Pairs, check_patterns, found, need_names
 from .errors import check_choice, check_number, refusal
 
 Shape = tuple[int, ...]
@@ -141,22 +141,33 @@ class largest_two(Rule):
     Args:
         min_dim: inclusive; 128 in optax, 32 in big_vision.
         ties: which of equally long axes are taken, "last" (optax, flax, T5X) or "first" (Mesh-TensorFlow, praxis).
+        refuse: shapes that an original does not handle: None, "more than two axes" (T5X: they need a rule), or "rows
+            not last" (praxis: the second largest axis is not the last one without the largest, and the original
+            divides by a mean over another axis).
     """
 
     min_dim: int
     ties: str = "last"
+    refuse: str | None = None
 
     def __post_init__(self) -> None:
         check_number("min_dim", self.min_dim, at_least=0, whole=True)
         check_choice("ties", self.ties, ("last", "first"))
+        check_choice("refuse", self.refuse, (None, *_REFUSED))
 
     def plan(self, shape: Shape, name: str) -> Plan:
-        """The plan for one parameter."""
+        """The plan for one parameter; a shape that is refused is named with the way out."""
+        if len(shape) > 2 and self.refuse == "more than two axes":
+            raise _unhandled(shape, name, self.refuse)
         if len(shape) < 2:
             return Plan(shape)
         sign = 1 if self.ties == "last" else -1
         second, largest = sorted(range(len(shape)), key=lambda axis: (shape[axis], sign * axis))[-2:]
-        return Plan(shape, *_pair(second, largest)) if shape[second] >= self.min_dim else Plan(shape)
+        if shape[second] < self.min_dim:
+            return Plan(shape)
+        if self.refuse == "rows not last" and second != max(axis for axis in range(len(shape)) if axis != largest):
+            raise _unhandled(shape, name, self.refuse)
+        return Plan(shape, *_pair(second, largest))
 
 
 @dataclass(frozen=True)
@@ -184,13 +195,21 @@ class explicit(Rule):
     Args:
         rows, cols: axis numbers; both empty: not factored.
         batch: axes along which the parameter is a stack of separate ones (scanned layers, experts).
+        rank: the number of axes that a parameter must have; None is any that has those named.
     """
 
     rows: Shape
     cols: Shape
     batch: Shape
+    rank: int | None = None
 
-    def __init__(self, rows: int | Sequence[int], cols: int | Sequence[int], batch: int | Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        rows: int | Sequence[int],
+        cols: int | Sequence[int],
+        batch: int | Sequence[int] = (),
+        rank: int | None = None,
+    ) -> None:
         for field, given in (("rows", rows), ("cols", cols), ("batch", batch)):
             axes = (given,) if isinstance(given, int) else tuple(given)
             if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
@@ -198,11 +217,16 @@ class explicit(Rule):
             object.__setattr__(self, field, axes)
         if bool(self.rows) != bool(self.cols):
             raise refusal("rows and cols", "both given or both empty", (self.rows, self.cols))
+        if rank is not None:
+            check_number("rank", rank, at_least=0, whole=True)
+        object.__setattr__(self, "rank", rank)
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter; an axis that it does not have is refused with the parameter's name."""
-        who = f"of the rule for parameter {name!r} with shape {shape}" if name else f"of the rule for shape {shape}"
+        who = f"of the rule for {_who(shape, name)}"
         rank = len(shape)
+        if self.rank not in (None, rank):
+            raise refusal(f"rank {who}", str(rank), self.rank, "Give it a rule of its own with by_name.")
         used: list[int] = []
         for axis in (*self.rows, *self.cols, *self.batch):
             if not -rank <= axis < rank:
@@ -221,24 +245,18 @@ class by_name(Rule):
     Args:
         rules: {pattern: rule}. A name is that of torch's `named_parameters()` ("encoder.0.weight") or the path in a
             JAX tree ("encoder/0/kernel").
-        default: the rule for a name that no pattern is found in.
+        default: the rule for a name that no pattern is found in; None refuses such a name.
     """
 
-    rules: tuple[tuple[str, Rule], ...]
-    default: Rule = last_two
+    rules: Pairs
+    default: Rule | None = last_two
 
-    def __init__(self, rules: Mapping[str, Rule], default: Rule = last_two) -> None:
-        if not isinstance(rules, Mapping) or not all(isinstance(pattern, str) for pattern in rules):
-            raise refusal("rules", "a dict of patterns and rules", rules)
-        pairs = tuple(rules.items())
-        for pattern, rule in pairs:
+    def __init__(self, rules: Mapping[str, Rule], default: Rule | None = last_two) -> None:
+        object.__setattr__(self, "rules", check_patterns("rules", rules))
+        for pattern, rule in self.rules:
             check_rule(f"rules[{pattern!r}]", rule)
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise refusal("rules", "regular expressions", pattern, f"{error}.") from error
-        check_rule("default", default)
-        object.__setattr__(self, "rules", pairs)
+        if default is not None:
+            check_rule("default", default)
         object.__setattr__(self, "default", default)
 
     def __repr__(self) -> str:
@@ -246,15 +264,13 @@ class by_name(Rule):
 
     @property
     def needs_names(self) -> bool:
-        """True."""
-        return True
+        """Whether the name decides."""
+        return need_names(self.rules)
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter."""
-        for pattern, rule in self.rules:
-            if re.search(pattern, name):
-                return rule.plan(shape, name)
-        return self.default.plan(shape, name)
+        rule: Rule = found(self.rules, self.default, name, "by_name")
+        return rule.plan(shape, name)
 
 
 def check_rule(argument: str, rule: object) -> None:
@@ -263,6 +279,27 @@ def check_rule(argument: str, rule: object) -> None:
         raise refusal(argument, "a factoring rule", rule, f"Call it: {rule.__name__}(...).")
     if not isinstance(rule, Rule):
         raise refusal(argument, "a factoring rule", rule, "Use factoring.last_two, factoring.largest_two(128), ...")
+
+
+_REFUSED = {
+    "more than two axes": (
+        "with at most two axes",
+        "Name its axes: factor_map in recipes.t5x, or factoring=explicit(...).",
+    ),
+    "rows not last": (
+        "one whose second largest axis is the last without the largest",
+        "The original divides by a mean over another axis there; factoring=largest_two(...) is right for every shape.",
+    ),
+}
+
+
+def _unhandled(shape: Shape, name: str, why: str) -> ValueError:
+    must, remedy = _REFUSED[why]
+    return refusal(f"shape of {_who(shape, name)}", must, shape, remedy)
+
+
+def _who(shape: Shape, name: str) -> str:
+    return f"parameter {name!r} with shape {shape}" if name else f"shape {shape}"
 
 
 def _pair(first: int, second: int) -> tuple[Shape, Shape]:

@@ -144,6 +144,7 @@ def init(recipe: Recipe, param: Array, *, name: str = "", dtype: str = "float64"
         dtype: storage dtype of the parameter, by name.
         compute: NumPy dtype of the arithmetic.
     """
+    recipe = recipe.for_name(name)
     plan = plan_for(recipe.factoring, np.shape(param), name)
     zeros = {
         "v_row": plan.row_shape if plan.factored else None,
@@ -178,6 +179,7 @@ def step(
     Returns:
         The new parameter and state, arrays of dtype `compute`; nothing is changed in place.
     """
+    recipe = recipe.for_name(name)
     p, g = np.asarray(param, compute), np.asarray(grad, compute)
     plan = plan_for(recipe.factoring, p.shape, name)
     v_dtype, m_dtype = recipe.state_dtype_for(dtype), recipe.momentum_dtype_for(dtype)

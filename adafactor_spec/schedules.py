@@ -237,6 +237,22 @@ class product(Schedule):
         return as_schedule(self.first)(t) * as_schedule(self.second)(t)
 
 
+@dataclass(frozen=True)
+class power(Schedule):
+    """base_t^exponent."""
+
+    base: ScalarOrSchedule
+    exponent: float
+
+    def __post_init__(self) -> None:
+        check_schedule("base", self.base, at_least=0)
+        check_number("exponent", self.exponent, at_least=0)
+
+    def __call__(self, t: Number) -> Number:
+        """base_t^exponent."""
+        return as_schedule(self.base)(t) ** self.exponent
+
+
 def as_schedule(value: ScalarOrSchedule) -> Schedule:
     """A number, a plain function of t or a schedule, as a schedule."""
     if isinstance(value, Schedule):

@@ -1,13 +1,12 @@
 """The optimizer: checks and bookkeeping around the phases of a step."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, recipes, replace
+from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Numbers, Recipe, given, per_name, recipes, replace
 from adafactor_spec.errors import check_flag, refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
@@ -71,7 +70,7 @@ class Adafactor(torch.optim.Optimizer):
         recipe: str | Recipe = "paper",
         maximize: bool = False,
         relative_step: bool = AS_THE_RECIPE_SAYS,
-        multiply_by_parameter_scale: bool = AS_THE_RECIPE_SAYS,
+        multiply_by_parameter_scale: bool | per_name = AS_THE_RECIPE_SAYS,
         eps2: float = AS_THE_RECIPE_SAYS,
         max_parameter_scale: float | None = AS_THE_RECIPE_SAYS,
         beta2: ScalarOrSchedule = AS_THE_RECIPE_SAYS,
@@ -85,8 +84,8 @@ class Adafactor(torch.optim.Optimizer):
         debias: bool = AS_THE_RECIPE_SAYS,
         momentum_dtype: Any = AS_THE_RECIPE_SAYS,
         momentum_rounding: Literal["store", "use", "decay"] = AS_THE_RECIPE_SAYS,
-        weight_decay: ScalarOrSchedule | None = AS_THE_RECIPE_SAYS,
-        weight_decay_by: Literal["step", "lr", "one", "grad"] = AS_THE_RECIPE_SAYS,
+        weight_decay: ScalarOrSchedule | per_name | None = AS_THE_RECIPE_SAYS,
+        weight_decay_by: Literal["step", "lr", "one", "grad"] | float = AS_THE_RECIPE_SAYS,
         decay_before_scale: bool = AS_THE_RECIPE_SAYS,
         state_dtype: Literal["param"] | None = AS_THE_RECIPE_SAYS,
     ) -> None:
@@ -154,7 +153,7 @@ class Adafactor(torch.optim.Optimizer):
                 phases.update(p, -grad if group["maximize"] else grad, state, setting)
             if work and callable(recipe.lr):
                 latest = max(self._finished(p) for p in group["params"])
-                group["lr"] = group["lr_of_schedule"] = numbers_of(recipe, latest).lr
+                group["lr"] = group["lr_of_schedule"] = float(recipe.lr(latest))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,13 +206,16 @@ class Adafactor(torch.optim.Optimizer):
         check_lr(group)
         check_flag("maximize", group["maximize"])
         recipe = recipe_of(group)
-        numbers = functools.cache(functools.partial(numbers_of, recipe))
+        known: dict[tuple[int, int], Numbers] = {}  # of parameters with the same recipe at the same step
         work = []
         for name, p in named(group):
             if p.grad is not None:
                 _check_gradient(name, p, p.grad)
-                now = numbers(self._finished(p) + 1)
-                work.append((p, p.grad, phases.Setting(recipe, plan_of(recipe, name, p), FLOATS[p.dtype], now)))
+                own, t = recipe.for_name(name), self._finished(p) + 1
+                if (id(own), t) not in known:
+                    known[id(own), t] = numbers_of(own, t)
+                setting = phases.Setting(own, plan_of(own, name, p), FLOATS[p.dtype], known[id(own), t])
+                work.append((p, p.grad, setting))
         return work
 
     def _finished(self, p: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafactor_spec import FIELDS, REMEDIES, Numbers, Recipe, dtypes, recipes
+from adafactor_spec import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, dtypes, recipes
 from adafactor_spec.errors import check_flag, check_number, nearest, refusal
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
@@ -28,13 +28,13 @@ def group_fields(recipe: Recipe) -> Group:
     return {**{name: getattr(recipe, name) for name in FIELDS}, **split_lr(recipe.lr)}
 
 
-def split_lr(lr: ScalarOrSchedule) -> Group:
+def split_lr(lr: ScalarOrSchedule | None) -> Group:
     """A learning rate as a group keeps it.
 
     `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
     gave last: where the two numbers differ, somebody else has written `lr`.
     """
-    check_schedule("lr", lr, at_least=0)
+    check_schedule("lr", lr, at_least=0, remedy="This recipe has no default: give one." if lr is None else "")
     if not callable(lr):
         return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
     first = float(as_schedule(lr)(1))
@@ -103,14 +103,18 @@ def check_group(group: Group) -> None:
     """Refuse a group whose fields, parameters or factoring rule cannot work; write its fields in their plain form."""
     recipe = recipe_of(group)
     check_flag("maximize", group["maximize"])
-    if recipe.factoring.needs_names and "param_names" not in group:
+    if recipe.needs_names and "param_names" not in group:
         remedy = "Pass model.named_parameters() instead of model.parameters()."
-        raise refusal("factoring", "a rule that needs no names where parameters have none", recipe.factoring, remedy)
+        asking = [recipe.factoring, *(getattr(recipe, field) for field in PER_NAME)]
+        asking = [value for value in asking if getattr(value, "needs_names", False)]
+        must = "a recipe that needs no names where parameters have none"
+        raise refusal("recipe", must, asking[0], remedy)
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         plan_of(recipe, name, p)
+        recipe.for_name(name)
     group.update({name: getattr(recipe, name) for name in FIELDS if name != "lr"})
 
 

@@ -17,7 +17,6 @@ NAN = float("nan")
         ({"lr": -1.0}, r"lr must be at least 0, got -1.0"),
         ({"lr": NAN}, r"lr must be at least 0, got nan"),
         ({"lr": float("inf")}, r"lr must be at least 0, got inf"),
-        ({"lr": None}, r"lr must be a number, a schedule or a function of t, got None"),
         ({"lr": "1e-3"}, r"lr must be a number, a schedule or a function of t, got '1e-3'"),
         ({"lr": True}, r"lr must be a number, a schedule or a function of t, got True"),
         ({"relative_step": 1}, r"relative_step must be True or False, got 1"),
