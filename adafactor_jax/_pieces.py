@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adafactor_spec import Recipe, factoring, per_name, schedules
+from adafactor_spec import Recipe, factoring, per_name, schedules, values_of
 from adafactor_spec.errors import check_number
 from adafactor_spec.factoring import Rule, check_rule
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
@@ -84,6 +84,8 @@ def scale_by_parameter_scale(
     Source: algorithms 4 and 5 of arXiv 1804.04235.
     """
     check_schedule("step", step)
+    for value in values_of(decay):
+        check_schedule("decay", value, at_least=0)
     fields: dict[str, Any] = {
         "multiply_by_parameter_scale": multiply_by_parameter_scale,
         "eps2": eps2,

@@ -7,7 +7,7 @@
 """
 
 from . import dtypes, errors, factoring, oracle, recipes, schedules
-from ._names import per_name
+from ._names import per_name, values_of
 from ._plain import from_plain, to_plain
 from ._recipe import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, replace
 from ._sentinel import AS_THE_RECIPE_SAYS, Unset, given
@@ -31,4 +31,5 @@ __all__ = [
     "replace",
     "schedules",
     "to_plain",
+    "values_of",
 ]

@@ -105,10 +105,10 @@ def check_group(group: Group) -> None:
     check_flag("maximize", group["maximize"])
     if recipe.needs_names and "param_names" not in group:
         remedy = "Pass model.named_parameters() instead of model.parameters()."
-        asking = [recipe.factoring, *(getattr(recipe, field) for field in PER_NAME)]
-        asking = [value for value in asking if getattr(value, "needs_names", False)]
-        must = "a recipe that needs no names where parameters have none"
-        raise refusal("recipe", must, asking[0], remedy)
+        for field in ("factoring", *PER_NAME):
+            value = getattr(recipe, field)
+            if getattr(value, "needs_names", False):
+                raise refusal(field, "one that needs no names where parameters have none", value, remedy)
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
         if p.dtype not in FLOATS:
