@@ -8,58 +8,47 @@ runs on the host and inside a compiled step.
 Wherever a schedule is taken, a number or a plain Python function of `t` is taken as well.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import numpy as np
+from ._schedule import (
+    Number,
+    ScalarOrSchedule,
+    Schedule,
+    as_schedule,
+    bias_correction,
+    check_boundaries,
+    check_schedule,
+    constant,
+    function,
+    namespace,
+)
+from .errors import check_number, refusal
 
-from .errors import check_number, is_array_scalar, is_number, refusal, remedy_for_array
-
-Number: TypeAlias = Any  # a Python or NumPy number, or a JAX array or tracer without axes
-
-
-class Schedule:
-    """A function of the step that also knows its complement.
-
-    The second moment is mixed with weights beta and 1 - beta. Late in training beta is within a few float32 ulp of 1,
-    and a difference taken in float32 is wrong by 1e-4 at t = 20,000: a decay rate therefore gives 1 - beta directly.
-    """
-
-    def __call__(self, t: Number) -> Number:
-        """The value at step `t`, t = 1 at the first update."""
-        raise NotImplementedError
-
-    def complement(self, t: Number) -> Number:
-        """1 - value at step `t`."""
-        return 1.0 - self(t)
-
-
-ScalarOrSchedule: TypeAlias = float | Callable[[Number], Number]
-
-
-@dataclass(frozen=True)
-class constant(Schedule):
-    """The same number at every step."""
-
-    value: Number
-
-    def __call__(self, t: Number) -> Number:
-        """The number, whatever `t` is."""
-        return self.value
-
-
-@dataclass(frozen=True)
-class function(Schedule):
-    """A plain Python function of t, taken as a schedule. Its complement is the difference 1 - f(t)."""
-
-    of_t: Callable[[Number], Number]
-
-    def __call__(self, t: Number) -> Number:
-        """`of_t(t)`."""
-        return self.of_t(t)
+__all__ = [
+    "Number",
+    "ScalarOrSchedule",
+    "Schedule",
+    "adam_decay",
+    "as_schedule",
+    "at_least",
+    "bias_correction",
+    "check_boundaries",
+    "check_schedule",
+    "constant",
+    "cosine_decay",
+    "function",
+    "inverse_sqrt",
+    "linear_cooldown",
+    "linear_warmup",
+    "piecewise_constant",
+    "power",
+    "power_decay",
+    "product",
+    "relative_step",
+    "zero_based",
+]
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class power_decay(Schedule):
 
     def complement(self, t: Number) -> Number:
         """1 - beta_t = max(1 - cap, (t - offset)^-exponent), without a difference."""
-        xp = _namespace(t)
+        xp = namespace(t)
         since = xp.maximum(t - self.offset, 1.0)
         return xp.maximum(since**-self.exponent, 1.0 - self.cap)
 
@@ -125,18 +114,26 @@ class adam_decay(Schedule):
         """1 - beta_t = (1 - b) / (1 - b^t)."""
         if self.b == 0:
             return 1.0
-        xp = _namespace(t)
+        xp = namespace(t)
         # expm1, because 1 - b^t is a difference of nearly equal numbers for small t and b near 1.
         return xp.minimum((1.0 - self.b) / -xp.expm1(t * math.log(self.b)), 1.0)
 
 
 @dataclass(frozen=True)
 class inverse_sqrt(Schedule):
-    """t^-1/2."""
+    """max(t, flat_until)^-1/2.
+
+    T5's pretraining, whose count starts at 0, is `zero_based(inverse_sqrt(10_000))`.
+    """
+
+    flat_until: float = 1
+
+    def __post_init__(self) -> None:
+        check_number("flat_until", self.flat_until, at_least=1)
 
     def __call__(self, t: Number) -> Number:
-        """t^-1/2."""
-        return t**-0.5
+        """max(t, flat_until)^-1/2."""
+        return namespace(t).maximum(t, float(self.flat_until)) ** -0.5
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ class relative_step(Schedule):
     def __call__(self, t: Number) -> Number:
         """min(base_t, t^-1/2)."""
         base = as_schedule(self.base)(t)
-        return _namespace(t, base).minimum(base, t**-0.5)
+        return namespace(t, base).minimum(base, t**-0.5)
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,45 @@ class linear_warmup(Schedule):
 
     def __call__(self, t: Number) -> Number:
         """base_t * min(1, t / steps)."""
-        return as_schedule(self.base)(t) * _namespace(t).minimum(t / self.steps, 1.0)
+        return as_schedule(self.base)(t) * namespace(t).minimum(t / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class linear_cooldown(Schedule):
+    """base_t * clip((end - t) / steps, 0, 1): down to 0 in the last `steps` steps before `end`."""
+
+    base: ScalarOrSchedule
+    steps: int
+    end: int
+
+    def __post_init__(self) -> None:
+        check_schedule("base", self.base, at_least=0)
+        check_number("steps", self.steps, above=0, whole=True)
+        check_number("end", self.end, above=0, whole=True)
+
+    def __call__(self, t: Number) -> Number:
+        """base_t * clip((end - t) / steps, 0, 1)."""
+        return as_schedule(self.base)(t) * namespace(t).clip((self.end - t) / self.steps, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class cosine_decay(Schedule):
+    """base_t * (1 + cos(pi * progress)) / 2, progress = clip((t - start) / (end - start), 0, 1)."""
+
+    base: ScalarOrSchedule
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        check_schedule("base", self.base, at_least=0)
+        check_number("start", self.start, at_least=0, whole=True)
+        check_number("end", self.end, above=self.start, whole=True)
+
+    def __call__(self, t: Number) -> Number:
+        """base_t * (1 + cos(pi * progress)) / 2."""
+        xp = namespace(t)
+        progress = xp.clip((t - self.start) / (self.end - self.start), 0.0, 1.0)
+        return as_schedule(self.base)(t) * (1.0 + xp.cos(math.pi * progress)) / 2.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +233,7 @@ class piecewise_constant(Schedule):
     def __call__(self, t: Number) -> Number:
         """base_t * factor^(number of boundaries <= t)."""
         value = as_schedule(self.base)(t)
-        where = _namespace(t, value).where
+        where = namespace(t, value).where
         for boundary in self.boundaries:
             value = where(t >= boundary, value * self.factor, value)[()]  # NumPy's where makes an array of a number
         return value
@@ -218,7 +253,7 @@ class at_least(Schedule):
     def __call__(self, t: Number) -> Number:
         """max(base_t, floor)."""
         base = as_schedule(self.base)(t)
-        return _namespace(t, base).maximum(base, self.floor)
+        return namespace(t, base).maximum(base, self.floor)
 
 
 @dataclass(frozen=True)
@@ -251,53 +286,3 @@ class power(Schedule):
     def __call__(self, t: Number) -> Number:
         """base_t^exponent."""
         return as_schedule(self.base)(t) ** self.exponent
-
-
-def as_schedule(value: ScalarOrSchedule) -> Schedule:
-    """A number, a plain function of t or a schedule, as a schedule."""
-    if isinstance(value, Schedule):
-        return value
-    return function(value) if callable(value) else constant(value)
-
-
-def bias_correction(beta: ScalarOrSchedule, t: Number) -> Number:
-    """1 - beta_t^t, from the complement of beta_t and without a difference of nearly equal numbers."""
-    rest = as_schedule(beta).complement(t)
-    xp = _namespace(t, rest)
-    inside = xp.where(rest < 1.0, rest, 0.5)  # the logarithm of beta_t = 0 must not be taken, even if it is not used
-    return xp.where(rest < 1.0, -xp.expm1(t * xp.log1p(-inside)), 1.0)
-
-
-def check_boundaries(argument: str, boundaries: Sequence[int]) -> None:
-    """Refuse what is not a sequence of increasing steps."""
-    if not hasattr(boundaries, "__len__") or isinstance(boundaries, str):  # a generator could be read only once
-        remedy = f"Write ({boundaries},)." if is_number(boundaries) else ""
-        raise refusal(argument, "a sequence of steps", boundaries, remedy)
-    for boundary in boundaries:
-        check_number(argument, boundary, at_least=1, whole=True, remedy="t = 1 is the first update.")
-    if any(b >= c for b, c in itertools.pairwise(boundaries)):
-        raise refusal(argument, "increasing", boundaries, f"Use {tuple(sorted(set(boundaries)))}.")
-
-
-def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> None:
-    """Refuse what is neither a function of t nor a number in range (see `errors.check_number`).
-
-    A function is looked at here, where it is built, and not in a traced step: its value at t = 1 stands for all of
-    them.
-    """
-    if isinstance(value, type):
-        raise refusal(argument, "a number or a schedule", value, f"Call it: {value.__name__}(...).")
-    if callable(value):
-        at_first = f"{argument} is called with t = 1, 2, ..."
-        check_number(f"{argument}(1)", as_schedule(value)(1), remedy=at_first, **bounds)
-    elif not is_number(value) and not is_array_scalar(value):
-        must = "a number, a schedule or a function of t"
-        raise refusal(argument, must, value, remedy_for_array(value) or remedy)
-    else:
-        check_number(argument, value, remedy=remedy, **bounds)
-
-
-def _namespace(*numbers: Number) -> Any:
-    """JAX's functions where one of the numbers is JAX's (a traced learning rate at t = 1, say), else NumPy's."""
-    spaces = [number.__array_namespace__() for number in numbers if hasattr(number, "__array_namespace__")]
-    return next((space for space in spaces if space is not np), np)

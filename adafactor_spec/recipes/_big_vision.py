@@ -1,0 +1,95 @@
+from typing import Any
+
+from .._names import per_name
+from .._recipe import Recipe
+from ..dtypes import name_of
+from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..factoring import largest_two
+from ..schedules import ScalarOrSchedule, check_schedule, power_decay, product, zero_based
+from ._arguments import POSITIVE_EXPONENT, TINY, check_optional, pairs_of
+
+
+@refuse_unknown_keywords({"learning_rate": "big_vision calls it lr.", "weight_decay": "big_vision calls it wd."})
+def big_vision(
+    min_dim_size_to_factor: int = 32,
+    decay_rate: float = 0.8,
+    decay_offset: int = 0,
+    beta2_cap: float = 0.999,
+    clipping_threshold: float | None = None,
+    momentum: float | None = 0.9,
+    dtype_momentum: Any = "bfloat16",
+    eps: float = 1e-30,
+    *,
+    lr: float = 1.0,
+    wd: float | None = None,
+    wd_mults: Any = None,
+    schedule: ScalarOrSchedule | None = None,
+) -> Recipe:
+    """big_vision's scale_by_adafactor, in the chain that its `make` builds.
+
+    What to know of the original: momentum averages the update, before the learning rate; a bfloat16 momentum, the
+    default, is multiplied by 0.9 in bfloat16, where it is 0.8984. There is no parameter scale and no clipping by
+    default. p <- p - schedule_t * (lr * m + wd * p), where the schedule is relative, 1 at its peak: the decay follows
+    the schedule but not lr. `make` decays parameters that end in /kernel only, unless wd_mults say otherwise.
+
+    Args:
+        min_dim_size_to_factor: factor where the second largest axis has at least this many elements.
+        decay_rate: exponent of beta2_t = min(beta2_cap, 1 - t^-decay_rate).
+        decay_offset: subtracted from t in beta2_t.
+        beta2_cap: beta2 never exceeds it.
+        clipping_threshold: of RMS(u), None or 0 is off.
+        momentum: decay of an average of the update, None or 0 is off.
+        dtype_momentum: its storage dtype.
+        eps: added to g^2.
+        lr: config.lr, the peak learning rate.
+        wd: config.wd, times p and the schedule; None or 0 is off.
+        wd_mults: config.wd_mults, pairs (regular expression for a whole name, factor), the first one counts and other
+            parameters do not decay; None decays every parameter. `make`'s default is [(".*/kernel$", 1.0)].
+        schedule: relative learning rate, a function of the count (0 first); None is 1.
+
+    Source: google-research/big_vision at 0127fb6, big_vision/optax.py.
+    """
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    check_number("decay_offset", decay_offset, whole=True)
+    check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
+    check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
+    check_optional("momentum", momentum, at_least=0, below=1)
+    check_number("eps", eps, **TINY)
+    remedy = "It is the peak; the schedule goes into schedule=..."
+    if callable(lr):
+        raise refusal("lr", "a number", lr, remedy)
+    check_number("lr", lr, at_least=0, remedy=remedy)
+    check_optional("wd", wd, at_least=0)
+    if schedule is not None:
+        check_schedule("schedule", zero_based(schedule) if callable(schedule) else schedule, at_least=0)
+
+    def relative(peak: float) -> ScalarOrSchedule:
+        """A number times the schedule."""
+        if schedule is None or not peak:
+            return peak
+        return product(peak, zero_based(schedule)) if callable(schedule) else peak * schedule
+
+    weight_decay: ScalarOrSchedule | per_name = relative(wd or 0.0)
+    if wd_mults is not None:
+        pairs = pairs_of("wd_mults", wd_mults)
+        for pattern, mult in pairs.items():
+            check_number(f"wd_mults[{pattern!r}]", mult, at_least=0)
+        rules = {rf"\A(?:{pattern})\Z": relative((wd or 0.0) * mult) for pattern, mult in pairs.items()}
+        weight_decay = per_name(rules, default=0.0)
+    return Recipe(
+        lr=relative(lr),
+        relative_step=False,
+        multiply_by_parameter_scale=False,
+        beta2=power_decay(decay_rate, cap=beta2_cap, offset=decay_offset),
+        factoring=largest_two(min_dim_size_to_factor),
+        eps1=eps,
+        clipping_threshold=clipping_threshold or None,
+        beta1=momentum or None,
+        momentum_of="update",
+        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
+        momentum_rounding="decay",
+        weight_decay=weight_decay,
+        weight_decay_by="one",
+        state_dtype="param",
+    )

@@ -1,0 +1,137 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._names import per_name
+from .._recipe import Recipe
+from ..dtypes import NAMES, name_of
+from ..errors import check_choice, check_number, refusal, refuse_unknown_keywords
+from ..factoring import largest_two, last_two, no_factoring
+from ..schedules import ScalarOrSchedule, adam_decay, power_decay
+from ._arguments import TINY, check_flags, check_optional, check_threshold, of_count, pairs_of, unsupported
+
+_INTEGERS = ("int8", "int16")
+
+
+@refuse_unknown_keywords(
+    {
+        "lr": "Use learning_rate_fn.",
+        "learning_rate": "Use learning_rate_fn.",
+        "epsilon1": "Use epsilon1_grad_sq_reg.",
+        "epsilon2": "Use epsilon2_param_scale_reg.",
+        "clipping_threshold": "Use clip_threshold.",
+    }
+)
+def praxis(
+    learning_rate_fn: ScalarOrSchedule | None = None,
+    weight_decay: float | Mapping[str, float] | None = None,
+    layerwise_adaptation: bool = False,
+    exclude_from_layerwise_adaptation: Sequence[str] | None = None,
+    decay_method: str = "",
+    decay_adam: float = 0.0,
+    decay_pow: float = 0.0,
+    beta1: float = 0.0,
+    clip_threshold: float | None = 1.0,
+    factored: bool = True,
+    epsilon1_grad_sq_reg: float = 1e-30,
+    quantized_dtype: Any = "int8",
+    respect_skip_lp_regularization: bool = False,
+    per_var_learning_summary: bool = False,
+    sort_factored_second_moment_dims: bool = False,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = False,
+    epsilon2_param_scale_reg: float = 1e-3,
+    maybe_inf_to_nan: bool = True,
+    name: str = "",
+) -> Recipe:
+    """praxis' ShardedAdafactor. (praxis.Adafactor is optax's: use `optax`.)
+
+    What to know of the original: decay_method has no usable default, and the momentum is an int8 by default, which is
+    refused here: give quantized_dtype. The parameter scale is off by default, and the decay follows the learning rate
+    without it. With sort_factored_second_moment_dims a tensor of more than two axes may be divided by a mean over the
+    wrong axis; such shapes are refused. Infinities in the gradient become NaN there and stay infinities here.
+
+    Args:
+        learning_rate_fn: a function of the step that counts from 0, or a number; None: the optimizer must be given one.
+        weight_decay: times the learning rate: a number, or {regular expression that a name begins with: number}, of
+            which the last that fits counts; None is off.
+        layerwise_adaptation: must be False.
+        decay_method: "pow" for beta2_t = 1 - t^-decay_pow, "adam" for section 7.1's decay of decay_adam.
+        decay_adam, decay_pow: see decay_method.
+        beta1: decay of an average of the step, 0 is off.
+        clip_threshold: of RMS(u), None is off.
+        factored: False keeps the second moment whole.
+        epsilon1_grad_sq_reg: added to g^2.
+        quantized_dtype: storage dtype of the momentum, a floating-point one where there is a momentum.
+        respect_skip_lp_regularization: must be False, as the original asserts with a decay.
+        sort_factored_second_moment_dims: factor the two largest axes, the first of equally long ones; else the
+            last two.
+        min_dim_size_to_factor: only with sort_factored_second_moment_dims.
+        multiply_by_parameter_scale: multiply by max(epsilon2_param_scale_reg, RMS(p)).
+        epsilon2_param_scale_reg: smallest parameter scale.
+        exclude_from_layerwise_adaptation, per_var_learning_summary, maybe_inf_to_nan, name: no effect.
+
+    Source: google/praxis at feeaff1, praxis/optimizers.py.
+    """
+    check_flags(
+        layerwise_adaptation=layerwise_adaptation,
+        factored=factored,
+        respect_skip_lp_regularization=respect_skip_lp_regularization,
+        sort_factored_second_moment_dims=sort_factored_second_moment_dims,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+    )
+    lamb = "LAMB's ratio is no part of the definition."
+    unsupported("layerwise_adaptation", layerwise_adaptation, False, lamb, "Use optax.scale_by_trust_ratio.")
+    skip = "Lingvo's collection of undecayed variables is not known here."
+    mask = "Give weight_decay by name, or a weight_decay_mask."
+    unsupported("respect_skip_lp_regularization", respect_skip_lp_regularization, False, skip, mask)
+    remedy = "The original has no default: give decay_method='pow' with decay_pow=0.8, or 'adam' with decay_adam."
+    if decay_method == "":
+        raise refusal("decay_method", "'pow' or 'adam'", decay_method, remedy)
+    check_choice("decay_method", decay_method, ("pow", "adam"))
+    if decay_method == "adam":
+        check_number("decay_adam", decay_adam, above=0, below=1)
+    else:
+        check_number("decay_pow", decay_pow, above=0, remedy="0.8 in the paper.")
+    check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
+    check_threshold("clip_threshold", clip_threshold, optional=True)
+    check_number("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg, **TINY)
+    check_number("epsilon2_param_scale_reg", epsilon2_param_scale_reg, at_least=0)
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    by_size = largest_two(min_dim_size_to_factor, ties="first", refuse="rows not last")
+    sorted_or_last = by_size if sort_factored_second_moment_dims else last_two
+    return Recipe(
+        lr=of_count("learning_rate_fn", learning_rate_fn),
+        relative_step=False,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        eps2=epsilon2_param_scale_reg,
+        beta2=adam_decay(decay_adam) if decay_method == "adam" else power_decay(decay_pow),
+        factoring=sorted_or_last if factored else no_factoring,
+        eps1=epsilon1_grad_sq_reg,
+        clipping_threshold=clip_threshold,
+        beta1=beta1 or None,
+        momentum_of="step",
+        momentum_dtype=_momentum_dtype(quantized_dtype, beta1),
+        weight_decay=_weight_decay(weight_decay),
+        weight_decay_by="lr",
+    )
+
+
+def _momentum_dtype(dtype: Any, beta1: float) -> str | None:
+    if dtype in _INTEGERS:
+        if beta1:
+            why = "A momentum in integers is not reproduced."
+            must = "one of " + ", ".join(NAMES) + " where beta1 is not 0"
+            raise refusal("quantized_dtype", must, dtype, f"{why} Give 'bfloat16' or 'float32'.")
+        return None
+    named = name_of(dtype, "quantized_dtype")
+    return named if beta1 else None
+
+
+def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> float | per_name:
+    if not isinstance(weight_decay, Mapping):
+        check_optional("weight_decay", weight_decay, at_least=0)
+        return weight_decay or 0.0
+    for value in weight_decay.values():
+        check_number("weight_decay", value, at_least=0)
+    last_first = reversed(pairs_of("weight_decay", weight_decay).items())
+    return per_name({rf"\A(?:{pattern})": value for pattern, value in last_first}, default=0.0)

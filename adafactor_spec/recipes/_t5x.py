@@ -1,0 +1,305 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._names import per_name
+from .._recipe import Recipe
+from ..dtypes import name_of
+from ..errors import check_flag, check_number, nearest, refusal, refuse_unknown_keywords
+from ..factoring import Rule, by_name, explicit, largest_two, no_factoring
+from ..schedules import ScalarOrSchedule, power_decay
+from ._arguments import (
+    POSITIVE_EXPONENT,
+    TINY,
+    check_flags,
+    check_optional,
+    check_threshold,
+    of_count,
+    pairs_of,
+    unsupported,
+)
+
+_REMEDIES = {
+    "lr": "Use learning_rate.",
+    "eps": "Use epsilon1 and epsilon2.",
+    "decay_offset": "Use step_offset.",
+    "momentum": "Use beta1.",
+    "weight_decay": "Use weight_decay_rate.",
+}
+_STANDARD = {
+    "vocab": "COLUMN",
+    "embed": "ROW",
+    "mlp": "COLUMN",
+    "heads": "COLUMN",
+    "kv": "COLUMN",
+    "joined_kv": "COLUMN",
+    "relpos_buckets": "NONE",
+    "layers": "BATCH",
+    "stack": "BATCH",
+    "q_wi_fused": "COLUMN",
+    "o_wo_fused": "COLUMN",
+    "multiquery_heads": "COLUMN",
+    "kv_fused": "COLUMN",
+    "layer_norm_scale": "NONE",
+}
+LOGICAL_FACTOR_RULES: dict[str, dict[str, str]] = {
+    "standard": _STANDARD,
+    "moe": _STANDARD | {"expert": "BATCH", "expert_mlp": "COLUMN", "unmodeled": "NONE"},
+}
+_ROLES = {
+    "row": "ROW",
+    "col": "COLUMN",
+    "column": "COLUMN",
+    "batch": "BATCH",
+    "none": "NONE",
+    "unfactorized": "NONE",
+}
+
+
+@refuse_unknown_keywords(_REMEDIES)
+def flax(
+    learning_rate: ScalarOrSchedule | None = None,
+    factored: bool = True,
+    multiply_by_parameter_scale: bool = True,
+    beta1: float | None = None,
+    decay_rate: float = 0.8,
+    step_offset: int = 0,
+    clipping_threshold: float | None = 1.0,
+    weight_decay_rate: float | None = None,
+    min_dim_size_to_factor: int = 128,
+    epsilon1: float = 1e-30,
+    epsilon2: float = 1e-3,
+    dtype_momentum: Any = "float32",
+) -> Recipe:
+    """flax.optim.Adafactor, the one before flax left its optimizers to optax.
+
+    What to know of the original: it has no default learning rate. The decay is not multiplied by the learning rate.
+    Momentum averages the finished step; a bfloat16 momentum is multiplied by beta1 in bfloat16, where 0.9 is 0.8984. A
+    fresh run with a positive step_offset gives NaN there, and beta2 = 0 up to the offset here.
+
+    Args:
+        learning_rate: a number, or a function of the step that counts from 0; None: the optimizer must be given one.
+        factored: False keeps the second moment whole.
+        multiply_by_parameter_scale: multiply by max(epsilon2, RMS(p)).
+        beta1: decay of an average of the step, None is off.
+        decay_rate: exponent of beta2_t = 1 - t^-decay_rate.
+        step_offset: subtracted from t in beta2_t.
+        clipping_threshold: of RMS(u), None is off.
+        weight_decay_rate: times p, not times the learning rate; None is off.
+        min_dim_size_to_factor: factor where the second largest axis has at least this many elements.
+        epsilon1: added to g^2.
+        epsilon2: smallest parameter scale.
+        dtype_momentum: storage dtype of the momentum.
+
+    Source: google/flax at 47418b3, flax/optim/adafactor.py.
+    """
+    check_flag("factored", factored)
+    check_flag("multiply_by_parameter_scale", multiply_by_parameter_scale)
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    return _recipe(
+        learning_rate,
+        factoring=largest_two(min_dim_size_to_factor) if factored else no_factoring,
+        scaled=multiply_by_parameter_scale,
+        beta1=beta1,
+        decay_rate=decay_rate,
+        step_offset=step_offset,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=weight_decay_rate,
+        epsilon1=epsilon1,
+        epsilon2=epsilon2,
+        dtype_momentum=dtype_momentum,
+    )
+
+
+@refuse_unknown_keywords(_REMEDIES)
+def t5x(
+    learning_rate: ScalarOrSchedule | None = None,
+    factored: bool = True,
+    multiply_by_parameter_scale: bool | Any = True,
+    beta1: float | None = None,
+    decay_rate: float = 0.8,
+    step_offset: int = 0,
+    clipping_threshold: float | None = 1.0,
+    weight_decay_rate: float | None = None,
+    min_dim_size_to_factor: int = 128,
+    epsilon1: float = 1e-30,
+    epsilon2: float = 1e-3,
+    dtype_momentum: Any = "float32",
+    factor_map: Any = None,
+    logical_factor_rules: Mapping[str, Any] | str | None = None,
+    weight_decay_rate_lr_exponent: float | None = None,
+    global_norm_clip_threshold: None = None,
+    max_parameter_scale: float | None = None,
+    skip_nan_updates: bool = False,
+    *,
+    param_logical_axes: Mapping[str, Sequence[str]] | None = None,
+) -> Recipe:
+    """t5x.adafactor.Adafactor.
+
+    What to know of the original: as `flax`, with a role for every axis: ROW, COLUMN, BATCH (factors, RMS(p) and RMS(u)
+    per index of it) or NONE. Several axes may be rows or columns. A rule for at most two axes without BATCH is ignored:
+    those are factored by size, as in flax. More than two axes need a rule, and are refused without one.
+
+    With weight_decay_rate_lr_exponent e the decay is weight_decay_rate (1 where it is not given) times lr^e. A size-1
+    batch axis and a missing one are the same.
+
+    Args:
+        learning_rate: a number, or a function of the step that counts from 0; None: the optimizer must be given one.
+        factored: False keeps the second moment whole, RMS(p) and RMS(u) over the whole tensor.
+        multiply_by_parameter_scale: a bool, or one for each pattern: pairs (regular expression, bool) or a dict; the
+            first pattern found in a name decides, and a name that none is found in is refused.
+        beta1, decay_rate, step_offset, clipping_threshold, weight_decay_rate, min_dim_size_to_factor, epsilon1,
+            epsilon2, dtype_momentum: as in `flax`.
+        factor_map: the roles of the axes by name: pairs (regular expression, roles) or a dict.
+        logical_factor_rules: {logical axis: role}, or "standard" or "moe" for T5X's own. They need
+            `param_logical_axes` and then come before factor_map.
+        weight_decay_rate_lr_exponent: see above.
+        global_norm_clip_threshold: must be None.
+        max_parameter_scale: largest parameter scale.
+        skip_nan_updates: must be False.
+        param_logical_axes: what T5X's set_param_axes is given: {regular expression for a whole name: logical axes}.
+
+    Source: google-research/t5x at cc342d4, t5x/adafactor.py; t5x/contrib/moe/adafactor_utils.py for "moe".
+    """
+    check_flags(factored=factored, skip_nan_updates=skip_nan_updates)
+    scaled = multiply_by_parameter_scale
+    if not isinstance(scaled, bool):
+        scaled = per_name(pairs_of("multiply_by_parameter_scale", scaled))
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, at_least=0)
+    clip = "optax.clip_by_global_norm or torch.nn.utils.clip_grad_norm_ before the step does it."
+    unsupported("global_norm_clip_threshold", global_norm_clip_threshold or None, None, "It couples parameters.", clip)
+    why = "Skipping single NaN elements is no part of the definition."
+    unsupported("skip_nan_updates", skip_nan_updates, False, why, "optax.apply_if_finite skips whole steps.")
+    factoring = _factoring(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim_size_to_factor)
+    exponent = weight_decay_rate_lr_exponent or 0.0
+    return _recipe(
+        learning_rate,
+        factoring=factoring,
+        scaled=scaled,
+        beta1=beta1,
+        decay_rate=decay_rate,
+        step_offset=step_offset,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=(weight_decay_rate or 1.0) if exponent else weight_decay_rate,
+        weight_decay_by={0.0: "one", 1.0: "lr"}.get(exponent, exponent),
+        epsilon1=epsilon1,
+        epsilon2=epsilon2,
+        max_parameter_scale=max_parameter_scale,
+        dtype_momentum=dtype_momentum,
+    )
+
+
+def _recipe(
+    learning_rate: ScalarOrSchedule | None,
+    *,
+    factoring: Rule,
+    scaled: bool | per_name,
+    beta1: float | None,
+    decay_rate: float,
+    step_offset: int,
+    clipping_threshold: float | None,
+    weight_decay_rate: float | None,
+    epsilon1: float,
+    epsilon2: float,
+    dtype_momentum: Any,
+    weight_decay_by: Any = "one",
+    max_parameter_scale: float | None = None,
+) -> Recipe:
+    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    check_number("step_offset", step_offset, whole=True)
+    check_threshold("clipping_threshold", clipping_threshold, optional=True)
+    check_optional("beta1", beta1, at_least=0, below=1)
+    check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
+    check_number("epsilon1", epsilon1, **TINY)
+    check_number("epsilon2", epsilon2, at_least=0)
+    return Recipe(
+        lr=of_count("learning_rate", learning_rate),
+        relative_step=False,
+        multiply_by_parameter_scale=scaled,
+        eps2=epsilon2,
+        max_parameter_scale=max_parameter_scale,
+        beta2=power_decay(decay_rate, offset=step_offset),
+        factoring=factoring,
+        eps1=epsilon1,
+        clipping_threshold=clipping_threshold,
+        beta1=beta1,
+        momentum_of="step",
+        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
+        momentum_rounding="decay",
+        weight_decay=weight_decay_rate or 0.0,
+        weight_decay_by=weight_decay_by,
+    )
+
+
+def _factoring(
+    factored: bool,
+    factor_map: Any,
+    logical_factor_rules: Mapping[str, Any] | str | None,
+    param_logical_axes: Mapping[str, Sequence[str]] | None,
+    min_dim: int,
+) -> Rule:
+    if not factored:
+        if factor_map is not None:
+            raise refusal("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
+        return no_factoring
+    if param_logical_axes is not None:
+        roles_of = _logical_rules(logical_factor_rules)
+        rules = {
+            rf"\A(?:{pattern})\Z": _rule(f"param_logical_axes[{pattern!r}]", _roles(pattern, axes, roles_of), min_dim)
+            for pattern, axes in pairs_of("param_logical_axes", param_logical_axes).items()
+        }
+    elif factor_map is not None:
+        rules = {
+            pattern: _rule(
+                f"factor_map[{pattern!r}]", [_role(f"factor_map[{pattern!r}]", role) for role in roles], min_dim
+            )
+            for pattern, roles in pairs_of("factor_map", factor_map).items()
+        }
+    else:
+        if logical_factor_rules is not None:
+            _logical_rules(logical_factor_rules)
+        return largest_two(min_dim, refuse="more than two axes")
+    return by_name(rules, default=None)
+
+
+def _logical_rules(rules: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    if isinstance(rules, str) and rules in LOGICAL_FACTOR_RULES:
+        return LOGICAL_FACTOR_RULES[rules]
+    if not isinstance(rules, Mapping):
+        must = "a dict of logical axes and roles, or one of " + ", ".join(map(repr, LOGICAL_FACTOR_RULES))
+        raise refusal("logical_factor_rules", must, rules, nearest(rules, LOGICAL_FACTOR_RULES))
+    return rules
+
+
+def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[str]:
+    """The roles of a parameter's logical axes; those of one that is not factored completely leave BATCH alone."""
+    who = f"param_logical_axes[{pattern!r}]"
+    for axis in axes:
+        if axis not in rules:
+            remedy = f"{nearest(axis, rules)} Known: {', '.join(rules)}.".strip()
+            raise refusal(who, "logical axes that logical_factor_rules have", axis, remedy)
+    roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
+    if {"ROW", "COLUMN"} <= set(roles):
+        if "NONE" in roles:
+            raise refusal(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles))
+        return roles
+    return [role if role == "BATCH" else "NONE" for role in roles]
+
+
+def _role(who: str, role: Any) -> str:
+    """ROW, COLUMN, BATCH or NONE, however T5X's user writes it: its FactorDim or its name."""
+    name = _ROLES.get(str(getattr(role, "name", role)).lower())
+    if name is None:
+        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", role)
+    return name
+
+
+def _rule(who: str, roles: list[str], min_dim: int) -> Rule:
+    rows, cols, batch = (
+        tuple(axis for axis, role in enumerate(roles) if role == kind) for kind in ("ROW", "COLUMN", "BATCH")
+    )
+    if len(roles) <= 2 and not batch:  # T5X then ignores the rule and goes by size
+        return largest_two(min_dim, refuse="more than two axes")
+    if bool(rows) != bool(cols):
+        raise refusal(who, "both ROW and COLUMN or neither", tuple(roles))
+    return explicit(rows, cols, batch, rank=len(roles))

@@ -1,0 +1,167 @@
+from typing import Any
+
+from .._recipe import Recipe
+from ..dtypes import name_of
+from ..errors import check_number, is_number, refusal, refuse_unknown_keywords
+from ..factoring import largest_two, leading_or_last_two
+from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay
+from ._arguments import (
+    NEGATIVE_EXPONENT,
+    POSITIVE_EXPONENT,
+    TINY,
+    check_flags,
+    check_optional,
+    check_pair,
+    check_threshold,
+)
+
+_CAUTION = "The mask of cautious optimizers is no part of the definition."
+
+
+@refuse_unknown_keywords(
+    {"relative_step": "timm's is relative when no lr is given.", "beta1": "Use betas=(beta1, 0.999)."}
+)
+def timm(
+    lr: ScalarOrSchedule | None = None,
+    eps: float = 1e-30,
+    eps_scale: float = 1e-3,
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    betas: tuple[float, float] | None = None,
+    weight_decay: float = 0.0,
+    scale_parameter: bool = True,
+    warmup_init: bool = False,
+    min_dim_size_to_factor: int = 16,
+    caution: bool = False,
+) -> Recipe:
+    """timm.optim.Adafactor.
+
+    What to know of the original: an lr that is given switches off both the relative step and the parameter scale, so
+    scale_parameter matters only without one. Of betas only the first is used. Axes 0 and 1 of a convolution are
+    factored if both are longer than min_dim_size_to_factor (not equal to it), else the last two if both are.
+
+    Args:
+        lr: a number or a function of t; None for the relative step min(1e-2, t^-1/2).
+        eps: added to g^2.
+        eps_scale: smallest parameter scale.
+        clip_threshold: of RMS(u); inf is off.
+        decay_rate: minus the exponent of beta2_t = 1 - t^decay_rate.
+        betas: (decay of an average of the step, no effect); None is off.
+        weight_decay: times the step size, the scale included.
+        scale_parameter: multiply by max(eps_scale, RMS(p)), without an lr only.
+        warmup_init: the relative step grows from 1e-6: min(1e-6 t, t^-1/2).
+        min_dim_size_to_factor: exclusive.
+        caution: must be False, unless betas is None, where it has no effect.
+
+    Source: timm 1.0.31, timm/optim/adafactor.py.
+    """
+    check_flags(scale_parameter=scale_parameter, warmup_init=warmup_init, caution=caution)
+    if lr is not None:
+        check_schedule("lr", lr, at_least=0)
+        if warmup_init:
+            remedy = "timm refuses both together: leave warmup_init out, and warm lr up with a schedule."
+            raise refusal("warmup_init", "False with an lr", warmup_init, remedy)
+    check_number("eps", eps, **TINY)
+    check_number("eps_scale", eps_scale, at_least=0)
+    check_threshold("clip_threshold", clip_threshold, optional=False)
+    check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
+    if betas is not None:
+        check_pair("betas", betas, "(beta1, no effect)")
+        check_optional("betas[0]", betas[0], at_least=0, below=1)
+    beta1 = None if betas is None else betas[0]
+    check_number("weight_decay", weight_decay, at_least=0)
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    if caution and beta1 is not None:
+        raise refusal("caution", "False with betas", caution, _CAUTION)
+    relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
+    return Recipe(
+        lr=relative if lr is None else lr,
+        relative_step=lr is None,
+        multiply_by_parameter_scale=lr is None and scale_parameter,
+        eps2=eps_scale,
+        beta2=power_decay(-decay_rate),
+        factoring=leading_or_last_two(min_dim_size_to_factor + 1),
+        eps1=eps,
+        clipping_threshold=clip_threshold,
+        beta1=beta1,
+        momentum_of="step",
+        weight_decay=weight_decay,
+        weight_decay_by="step",
+    )
+
+
+@refuse_unknown_keywords({"betas": "Use momentum and beta2_cap.", "beta1": "Use momentum."})
+def timm_big_vision(
+    lr: ScalarOrSchedule = 1.0,
+    min_dim_size_to_factor: int = 16,
+    decay_rate: float = 0.8,
+    decay_offset: int = 0,
+    beta2_cap: float = 0.999,
+    momentum: float | None = 0.9,
+    momentum_dtype: Any = "bfloat16",
+    eps: float | None = None,
+    weight_decay: float = 0.0,
+    clipping_threshold: float | None = None,
+    unscaled_wd: bool = False,
+    caution: bool = False,
+    corrected_weight_decay: bool = False,
+) -> Recipe:
+    """timm.optim.AdafactorBigVision, timm 1.0.31.
+
+    What to know of the original: momentum averages the update, before the learning rate, and a bfloat16 momentum is
+    applied as it was rounded. The decay is weight_decay times lr, or times nothing with unscaled_wd; with
+    corrected_weight_decay lr_t^2 / lr and lr_t / lr stand in their places, where lr is the constructor's argument, the
+    peak, and lr_t the value in force. timm 1.0.29 took a wrong mean in most matrices, clipped upside down and ignored
+    decay_offset; that is not reproduced.
+
+    Args:
+        lr: a number, the peak where a schedule goes on from it; or a function of t.
+        min_dim_size_to_factor: inclusive; the two largest axes, of equally long ones the last.
+        decay_rate: exponent of beta2_t = min(beta2_cap, 1 - t^-decay_rate).
+        decay_offset: subtracted from t in beta2_t, which is 0 until t exceeds it.
+        beta2_cap: beta2 never exceeds it.
+        momentum: decay of an average of the update, None is off.
+        momentum_dtype: its storage dtype.
+        eps: added to g^2; None is 1e-30. (The original's 1e-7 for float16 gradients has to be given.)
+        weight_decay: see above.
+        clipping_threshold: of RMS(u), None is off.
+        unscaled_wd: the decay is not multiplied by lr.
+        caution: must be False, unless momentum is None, where it has no effect.
+        corrected_weight_decay: needs a positive number for lr.
+
+    Source: timm 1.0.31, timm/optim/adafactor_bv.py.
+    """
+    check_flags(unscaled_wd=unscaled_wd, caution=caution, corrected_weight_decay=corrected_weight_decay)
+    check_schedule("lr", lr, at_least=0)
+    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    check_number("decay_offset", decay_offset, whole=True)
+    check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
+    check_optional("momentum", momentum, at_least=0, below=1)
+    check_optional("eps", eps, **TINY)
+    check_number("weight_decay", weight_decay, at_least=0)
+    check_threshold("clipping_threshold", clipping_threshold, optional=True)
+    if caution and momentum is not None:
+        raise refusal("caution", "False with a momentum", caution, _CAUTION)
+    by: Any = "one" if unscaled_wd else "lr"
+    if corrected_weight_decay:
+        if not is_number(lr) or lr <= 0:  # type: ignore[operator]
+            remedy = "Give the peak here and the schedule to the optimizer, adafactor(learning_rate=..., recipe=...)."
+            raise refusal("lr", "a positive number with corrected_weight_decay=True", lr, remedy)
+        weight_decay, by = weight_decay / float(lr), "lr" if unscaled_wd else 2  # type: ignore[arg-type]
+    return Recipe(
+        lr=lr,
+        relative_step=False,
+        multiply_by_parameter_scale=False,
+        beta2=power_decay(decay_rate, cap=beta2_cap, offset=decay_offset),
+        factoring=largest_two(min_dim_size_to_factor),
+        eps1=1e-30 if eps is None else eps,
+        clipping_threshold=clipping_threshold,
+        beta1=momentum,
+        momentum_of="update",
+        momentum_dtype=name_of(momentum_dtype, "momentum_dtype"),
+        momentum_rounding="use",
+        weight_decay=weight_decay,
+        weight_decay_by=by,
+        state_dtype="param",
+    )
