@@ -99,5 +99,5 @@ def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any
 
 def namespace(*numbers: Number) -> Any:
     """JAX's functions where one of the numbers is JAX's (a traced learning rate at t = 1, say), else NumPy's."""
-    spaces = [number.__arraynamespace__() for number in numbers if hasattr(number, "__arraynamespace__")]
+    spaces = [number.__array_namespace__() for number in numbers if hasattr(number, "__array_namespace__")]
     return next((space for space in spaces if space is not np), np)

@@ -55,8 +55,8 @@ def test_unknown_fields_get_a_remedy() -> None:
 
 def test_recipes_are_data() -> None:
     for name in recipes.NAMES:
-        recipe = recipes.resolve(name)
-        assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipes.resolve(name))
+        recipe = recipes.shown(name)
+        assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipes.shown(name))
     assert Recipe() == recipes.paper() != replace(Recipe(), lr=0.1)
 
 
