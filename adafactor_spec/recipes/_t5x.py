@@ -243,10 +243,10 @@ def _factoring(
             raise refusal("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
         return no_factoring
     if param_logical_axes is not None:
-        roles_of = _logical_rules(logical_factor_rules)
+        named_axes, roles_of = pairs_of("param_logical_axes", param_logical_axes), _logical_rules(logical_factor_rules)
         rules = {
             rf"\A(?:{pattern})\Z": _rule(f"param_logical_axes[{pattern!r}]", _roles(pattern, axes, roles_of), min_dim)
-            for pattern, axes in pairs_of("param_logical_axes", param_logical_axes).items()
+            for pattern, axes in named_axes.items()
         }
     elif factor_map is not None:
         rules = {
