@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adafactor_spec import dtypes
+from adafactor_spec import Recipe, dtypes
 
 # float64. The oracle and a framework do the same operations, but a framework may add in another order and fuse. A mean
 # of n squares then differs by at most n * 1.1e-16 (2e-12 for 18,200 elements if they were added one by one; both
@@ -25,6 +25,11 @@ YARDSTICKS = 4
 # An exact result near the middle between two neighbours may be rounded to either, also where the yardstick met no such
 # case: one unit in the last place is always allowed.
 FLOOR_ULP = 1.0
+
+# A first moment that is stored in fewer bits than the arithmetic has: two runs that differ by a rounding error may
+# store neighbours, and every further step then moves the parameter by averages that are one spacing apart. What has
+# been moved in all is then off by at most one relative spacing of that dtype. The yardstick meets such ties by chance.
+FLOOR_SPACINGS = 1.0
 
 # Training, from the issue that this tool answers. Rounding differences grow while a model learns, because every update
 # depends on all weights; where the growth ends cannot be derived, so these two hold over a stated number of steps.
@@ -62,9 +67,22 @@ class Budget:
         return f"{FLOOR_ULP:g} ulp" if only_the_floor else f"{self.relative:.1e}"
 
 
-def budget(dtype: str, yardstick: float) -> Budget:
-    """The budget of a dtype, from the worst distance of the oracle in float32 from itself in float64."""
-    return Budget(FLOAT64_RELATIVE) if dtype == "float64" else Budget(YARDSTICKS * yardstick, yardstick, dtype)
+def budget(dtype: str, yardstick: float, momentum_dtype: str | None = None) -> Budget:
+    """The budget of a dtype, from the worst distance of the oracle in float32 from itself in float64.
+
+    `momentum_dtype` is that of a first moment which is stored in fewer bits than the arithmetic has, else None.
+    """
+    if dtype == "float64":
+        return Budget(FLOAT64_RELATIVE)
+    spacing = 0.0 if momentum_dtype is None else FLOOR_SPACINGS * dtypes.epsilon(momentum_dtype)
+    return Budget(max(YARDSTICKS * yardstick, spacing), yardstick, dtype)
+
+
+def narrow_momentum(recipe: Recipe, dtype: str) -> str | None:
+    """The dtype of the first moment of a parameter of `dtype`, if it has fewer bits than the arithmetic."""
+    stored, compute = recipe.momentum_dtype_for(dtype), dtypes.at_least_float32(dtype)
+    narrow = recipe.beta1 is not None and dtypes.epsilon(stored) > dtypes.epsilon(compute)
+    return stored if narrow else None
 
 
 def ulp(largest: Any, dtype: str) -> Any:

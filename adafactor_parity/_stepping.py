@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import _zoo
-from ._budgets import Budget, budget
+from ._budgets import Budget, budget, narrow_momentum
 from ._deviation import Comparison, Deviation
 from ._devices import Devices
 from ._runners import JaxRunner, OracleRunner, Runner, TorchRunner
@@ -71,7 +71,8 @@ def step_all(
         advance()
     per_step = {pair: comparison.worst_per_step() for pair, comparison in comparisons.items()}
     yardstick = comparisons.pop("yardstick", None)
-    allowed = budget(dtype, yardstick.worst().relative if yardstick else 0.0)
+    momentum = narrow_momentum(setting.recipe, dtype)
+    allowed = budget(dtype, yardstick.worst().relative if yardstick else 0.0, momentum)
     beyond = {pair: comparison.first_beyond(allowed) for pair, comparison in comparisons.items()}
     return Stepped(
         setting,

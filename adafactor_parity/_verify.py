@@ -28,9 +28,10 @@ def verify(
     """Compare JAX, torch and the definition on this machine, and write `index.html`, `report.json` and plots to `out`.
 
     Args:
-        recipes: names of those to step; None for all. The transformer is trained with "paper", or with the first one
-            named if "paper" is not among them.
-        dtypes: names of "float64", "float32", "bfloat16", "float16"; None for all. Training runs are in the first two.
+        recipes: names of those to step; None for every original. The transformer is trained with "paper", or with the
+            first one named if "paper" is not among them.
+        dtypes: names of "float64", "float32", "bfloat16", "float16"; None for all (for a quick run, all but the last).
+            Training runs are in the first two.
         steps: of the float32 training run, 300 by default, 0 for no training at all; the float64 run takes at most 100.
         quick: defaults of the recipes only, fewer tensors, and 60 and 20 training steps: all ends within a minute.
         device: "cpu", "cuda", "tpu", ...: one that JAX or torch has. A framework without it computes on the CPU.
@@ -89,7 +90,7 @@ def _measure(options: Options, devices: _devices.Devices, corpus: _text.Corpus) 
     tensors = _zoo.tensors(options.quick)
     cases = [(setting, dtype) for setting in _zoo.settings(options.recipes, options.quick) for dtype in options.dtypes]
     # Names of one algorithm are stepped once: the recipe decides what is computed, not its name.
-    different = {(setting.recipe, dtype): setting for setting, dtype in cases}
+    different = {(setting.recipe.effective(), dtype): setting for setting, dtype in cases}
     with Progress(len(different) * _zoo.STEPS + sum(runs.values())) as progress:
         progress.describe("stepping every recipe")
         with ThreadPoolExecutor(_workers()) as pool:
@@ -102,7 +103,7 @@ def _measure(options: Options, devices: _devices.Devices, corpus: _text.Corpus) 
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        stepped = [replace(done[setting.recipe, dtype], setting=setting) for setting, dtype in cases]
+        stepped = [replace(done[setting.recipe.effective(), dtype], setting=setting) for setting, dtype in cases]
         trained = []
         for dtype, steps in runs.items():
             progress.describe(f"training in {dtype}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ Array = NDArray[np.float64]
 Arrays = dict[str, Array]
 
 STEPS = 20
+LR = 1e-2  # where an original has no learning rate, or 1: then every step is as large as the whole weight
 ZERO_STEP = 8  # all gradients of this step are zero; t = 1 is the first update
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -63,32 +65,63 @@ def settings(names: Sequence[str], defaults_only: bool = False) -> tuple[Setting
 
 def trained(names: Sequence[str]) -> Setting:
     """The setting that the transformer is trained with: "paper" where that is asked for, else the first recipe."""
-    name = "paper" if "paper" in names else names[0]
-    if name == "optax":  # its default is no learning rate at all: every step is as large as the whole weight
-        return Setting(name, "optax, learning_rate=0.01", recipes.optax(learning_rate=1e-2))
-    return Setting(name, name, recipes.resolve(name))
+    return next(_of("paper" if "paper" in names else names[0]))
 
 
 def _of(name: str) -> Iterator[Setting]:
-    yield Setting(name, name, recipes.resolve(name))
-    more = {
-        "paper": {"piecewise lr": replace(recipes.paper(), lr=schedules.piecewise_constant(1e-2, (3, 10), 0.5))},
-        "adafactor_pytorch": {
-            "AMSGrad": recipes.adafactor_pytorch(non_constant_decay=False),
-            "piecewise lr": recipes.adafactor_pytorch(lr_decay_step=(3, 10), lr_decay_factor=0.5),
-        },
-        "adafactor_pytorch_parent": {
-            "float lr": recipes.adafactor_pytorch_parent(lr=1e-3, beta1=0.0, weight_decay=0.1),
-        },
-        "torch": {"weight_decay": recipes.torch(weight_decay=0.1)},
-        "optax": {
-            "momentum": recipes.optax(
-                learning_rate=1e-2, min_dim_size_to_factor=2, momentum=0.9, weight_decay_rate=1e-3
-            ),
-        },
-    }
-    for what, recipe in more.get(name, {}).items():
-        yield Setting(name, f"{name}, {what}", recipe)
+    """The original's defaults, with what it has no default for, and settings that reach its other modes."""
+    kwargs = _NEEDED.get(name, {})
+    given = any(isinstance(value, float) for value in kwargs.values())
+    yield Setting(name, f"{name}, lr={LR}" if given else name, recipes.function(name)(**kwargs))
+    for what, more in _MORE.get(name, {}).items():
+        yield Setting(name, f"{name}, {what}", recipes.function(name)(**kwargs | more))
+    if name == "paper":
+        piecewise = schedules.piecewise_constant(1e-2, (3, 10), 0.5)
+        yield Setting(name, "paper, piecewise lr", replace(recipes.paper(), lr=piecewise))
+
+
+# T5X refuses more than two axes without a rule; a rule for two is ignored there in favour of their sizes.
+_AXES: dict[str, tuple[str, ...]] = {
+    "cube": ("ROW", "BATCH", "COLUMN"),
+    "rank 3": ("BATCH", "NONE", "NONE"),
+    "conv kernel": ("COLUMN", "ROW", "ROW", "ROW"),
+    "rank 5": ("BATCH", "ROW", "COLUMN", "COLUMN", "ROW"),
+    ".*": ("ROW", "COLUMN"),
+}
+_LOGICAL_AXES: dict[str, tuple[str, ...]] = {
+    "cube": ("embed", "layers", "mlp"),
+    "rank 3": ("layers", "embed", "layer_norm_scale"),
+    "conv kernel": ("mlp", "embed", "embed", "embed"),
+    "rank 5": ("layers", "embed", "heads", "kv", "embed"),
+    ".*": ("embed", "mlp"),
+}
+# What an original has no default for, or none that can be stepped.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "optax": {"learning_rate": LR},
+    "flax": {"learning_rate": LR},
+    "t5x": {"learning_rate": LR, "factor_map": _AXES},
+    "big_vision": {"lr": LR},
+    "praxis": {"learning_rate_fn": LR, "decay_method": "pow", "decay_pow": 0.8},
+    "timm_big_vision": {"lr": LR},
+    "algoperf": {"learning_rate": LR},
+    **{
+        variant: {"param_logical_axes": _LOGICAL_AXES}
+        for variant in ("t5x_pretrain", "t5x_finetune", "t5x_finetune_from_checkpoint", "t5x_moe")
+    },
+}
+_MORE: dict[str, dict[str, dict[str, Any]]] = {
+    "adafactor_pytorch": {
+        "AMSGrad": {"non_constant_decay": False},
+        "piecewise lr": {"lr_decay_step": (3, 10), "lr_decay_factor": 0.5},
+    },
+    "adafactor_pytorch_parent": {"float lr": {"lr": 1e-3, "beta1": 0.0, "weight_decay": 0.1}},
+    "t5x": {"momentum, decay": {"beta1": 0.9, "weight_decay_rate": 0.1, "weight_decay_rate_lr_exponent": 1.5}},
+    "optax": {"momentum": {"min_dim_size_to_factor": 2, "momentum": 0.9, "weight_decay_rate": 1e-3}},
+    "transformers": {"momentum, decay": {"beta1": 0.9, "weight_decay": 0.1}},
+    "torch": {"weight_decay": {"weight_decay": 0.1}},
+    "keras": {"weight_decay": {"weight_decay": 0.1}},
+    "pytorch_optimizer": {"L2": {"weight_decay": 0.1, "weight_decouple": False}},
+}
 
 
 def parameters(names: Sequence[str], dtype: str, seed: int) -> Arrays:

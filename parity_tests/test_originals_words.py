@@ -93,7 +93,8 @@ BAD: dict[str, dict[str, Any]] = {
     "pytorch_optimizer": {
         "lr": -1.0, "betas": (0.9, 1.0), "decay_rate": 0.8, "weight_decay": -0.1, "weight_decouple": 1,
         "fixed_decay": 1, "clip_threshold": None, "ams_bound": True, "scale_parameter": 1, "relative_step": 1,
-        "warmup_init": 1, "eps1": 0.0, "eps2": -1.0, "momentum_dtype": "int8", "foreach": ..., "maximize": True, "cautious": True,
+        "warmup_init": 1, "eps1": 0.0, "eps2": -1.0, "momentum_dtype": "int8", "foreach": ..., "maximize": True,
+        "cautious": True,
     },
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from adafactor_parity._devices import find
 from adafactor_parity._progress import Progress
 from adafactor_parity._runners import OracleRunner
 from adafactor_parity._verification import _finite
-from adafactor_spec import dtypes, oracle, recipes, replace
+from adafactor_spec import dtypes, factoring, oracle, recipes, replace
 
 # The zoo ------------------------------------------------------------------------------------------------------------
 
@@ -42,10 +42,14 @@ def test_values_fit_the_dtype_span_the_decades_and_replay(dtype: str) -> None:
 def test_the_zoo_steps_every_recipe_and_the_modes_that_no_default_reaches() -> None:
     settings = _zoo.settings(recipes.NAMES)
     assert {setting.name for setting in settings} == set(recipes.NAMES)
+    assert any(setting.recipe.needs_names for setting in settings)
     assert any(setting.recipe.amsgrad for setting in settings)
     assert {setting.recipe.momentum_of for setting in settings if setting.recipe.beta1 is not None} >= {"grad", "step"}
     assert any(setting.recipe.decays for setting in settings)
     assert len(_zoo.settings(recipes.NAMES, defaults_only=True)) == len(recipes.NAMES)
+    for setting in settings:
+        for name, shape in _zoo.SHAPES.items():
+            factoring.plan(setting.recipe.factoring, shape, name)
     for quick in (True, False):
         shapes = [_zoo.SHAPES[name] for name in _zoo.tensors(quick)]
         assert {len(shape) for shape in shapes} == {0, 1, 2, 3, 4, 5}
@@ -183,7 +187,7 @@ def test_the_command_replays_the_options() -> None:
         out="there",
         seed=3,
     )
-    assert wanted.recipes == ("torch", "optax")
+    assert wanted.recipes == ("optax", "torch")
     parsed = vars(_parser().parse_args(wanted.command().split(" ", 1)[1].replace("'a file.txt'", "a_file.txt").split()))
     again = _options.check(
         recipe_names=parsed["recipe"],
