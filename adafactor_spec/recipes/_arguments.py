@@ -51,7 +51,7 @@ def of_count(argument: str, lr: ScalarOrSchedule | None) -> ScalarOrSchedule | N
 def unsupported(argument: str, value: object, neutral: object, why: str, remedy: str) -> None:
     """Refuse an argument that is not the `neutral` one: what it does is not part of an Adafactor's definition here."""
     if value != neutral:
-        raise refusal(argument, f"{neutral!r} here", value, f"{why} {remedy}")
+        raise refusal(argument, f"{neutral!r} here", value, f"{why} {remedy}".strip())
 
 
 def pairs_of(argument: str, rules: Any) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def mesh_tensorflow(
     check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     excluded = exclude_from_parameter_scale or ()
-    if isinstance(excluded, str) or not all(isinstance(part, str) for part in excluded):
+    if not isinstance(excluded, list | tuple) or not all(isinstance(part, str) for part in excluded):
         raise refusal("exclude_from_parameter_scale", "a list of parts of names", exclude_from_parameter_scale)
     scaled: bool | per_name = multiply_by_parameter_scale
     if excluded and multiply_by_parameter_scale:

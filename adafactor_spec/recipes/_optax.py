@@ -2,9 +2,10 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_flag, check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, no_factoring
-from ..schedules import ScalarOrSchedule, check_schedule, power_decay, zero_based
+from ..schedules import ScalarOrSchedule, power_decay
+from ._arguments import POSITIVE_EXPONENT, TINY, check_flags, check_optional, of_count
 
 
 @refuse_unknown_keywords({"lr": "optax calls it learning_rate.", "beta1": "optax calls it momentum."})
@@ -48,24 +49,17 @@ def optax(
     if weight_decay_mask is not None:
         remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
         raise refusal("weight_decay_mask", "None in a recipe", weight_decay_mask, remedy)
-    if learning_rate is not None:
-        given = zero_based(learning_rate) if callable(learning_rate) else learning_rate
-        check_schedule("learning_rate", given, at_least=0)
+    lr = of_count("learning_rate", learning_rate)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    opposite = "transformers and torch write the exponent with the opposite sign: use 0.8 for their -0.8."
-    check_number("decay_rate", decay_rate, at_least=0, remedy=opposite)
+    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
     check_number("decay_offset", decay_offset, whole=True)
-    for name, flag in (("multiply_by_parameter_scale", multiply_by_parameter_scale), ("factored", factored)):
-        check_flag(name, flag)
-    if clipping_threshold is not None:
-        check_number("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
-    if momentum is not None:
-        check_number("momentum", momentum, at_least=0, below=1)
-    if weight_decay_rate is not None:
-        check_number("weight_decay_rate", weight_decay_rate, at_least=0)
-    check_number("eps", eps, at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
+    check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
+    check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
+    check_optional("momentum", momentum, at_least=0, below=1)
+    check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
+    check_number("eps", eps, **TINY)
     return Recipe(
-        lr=1.0 if learning_rate is None else zero_based(learning_rate) if callable(learning_rate) else learning_rate,
+        lr=1.0 if lr is None else lr,
         relative_step=False,
         multiply_by_parameter_scale=multiply_by_parameter_scale,
         beta2=power_decay(decay_rate, offset=decay_offset),

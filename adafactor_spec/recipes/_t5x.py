@@ -4,8 +4,8 @@ from typing import Any
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_flag, check_number, nearest, refusal, refuse_unknown_keywords
-from ..factoring import Rule, by_name, explicit, largest_two, no_factoring
+from ..errors import check_flag, check_number, refuse_unknown_keywords
+from ..factoring import Rule, largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
 from ._arguments import (
     POSITIVE_EXPONENT,
@@ -17,6 +17,7 @@ from ._arguments import (
     pairs_of,
     unsupported,
 )
+from ._t5x_factoring import factoring_of
 
 _REMEDIES = {
     "lr": "Use learning_rate.",
@@ -24,34 +25,6 @@ _REMEDIES = {
     "decay_offset": "Use step_offset.",
     "momentum": "Use beta1.",
     "weight_decay": "Use weight_decay_rate.",
-}
-_STANDARD = {
-    "vocab": "COLUMN",
-    "embed": "ROW",
-    "mlp": "COLUMN",
-    "heads": "COLUMN",
-    "kv": "COLUMN",
-    "joined_kv": "COLUMN",
-    "relpos_buckets": "NONE",
-    "layers": "BATCH",
-    "stack": "BATCH",
-    "q_wi_fused": "COLUMN",
-    "o_wo_fused": "COLUMN",
-    "multiquery_heads": "COLUMN",
-    "kv_fused": "COLUMN",
-    "layer_norm_scale": "NONE",
-}
-LOGICAL_FACTOR_RULES: dict[str, dict[str, str]] = {
-    "standard": _STANDARD,
-    "moe": _STANDARD | {"expert": "BATCH", "expert_mlp": "COLUMN", "unmodeled": "NONE"},
-}
-_ROLES = {
-    "row": "ROW",
-    "col": "COLUMN",
-    "column": "COLUMN",
-    "batch": "BATCH",
-    "none": "NONE",
-    "unfactorized": "NONE",
 }
 
 
@@ -170,7 +143,7 @@ def t5x(
     unsupported("global_norm_clip_threshold", global_norm_clip_threshold or None, None, "It couples parameters.", clip)
     why = "Skipping single NaN elements is no part of the definition."
     unsupported("skip_nan_updates", skip_nan_updates, False, why, "optax.apply_if_finite skips whole steps.")
-    factoring = _factoring(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim_size_to_factor)
+    factoring = factoring_of(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim_size_to_factor)
     exponent = weight_decay_rate_lr_exponent or 0.0
     return _recipe(
         learning_rate,
@@ -229,77 +202,3 @@ def _recipe(
         weight_decay=weight_decay_rate or 0.0,
         weight_decay_by=weight_decay_by,
     )
-
-
-def _factoring(
-    factored: bool,
-    factor_map: Any,
-    logical_factor_rules: Mapping[str, Any] | str | None,
-    param_logical_axes: Mapping[str, Sequence[str]] | None,
-    min_dim: int,
-) -> Rule:
-    if not factored:
-        if factor_map is not None:
-            raise refusal("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
-        return no_factoring
-    if param_logical_axes is not None:
-        named_axes, roles_of = pairs_of("param_logical_axes", param_logical_axes), _logical_rules(logical_factor_rules)
-        rules = {
-            rf"\A(?:{pattern})\Z": _rule(f"param_logical_axes[{pattern!r}]", _roles(pattern, axes, roles_of), min_dim)
-            for pattern, axes in named_axes.items()
-        }
-    elif factor_map is not None:
-        rules = {
-            pattern: _rule(
-                f"factor_map[{pattern!r}]", [_role(f"factor_map[{pattern!r}]", role) for role in roles], min_dim
-            )
-            for pattern, roles in pairs_of("factor_map", factor_map).items()
-        }
-    else:
-        if logical_factor_rules is not None:
-            _logical_rules(logical_factor_rules)
-        return largest_two(min_dim, refuse="more than two axes")
-    return by_name(rules, default=None)
-
-
-def _logical_rules(rules: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
-    if isinstance(rules, str) and rules in LOGICAL_FACTOR_RULES:
-        return LOGICAL_FACTOR_RULES[rules]
-    if not isinstance(rules, Mapping):
-        must = "a dict of logical axes and roles, or one of " + ", ".join(map(repr, LOGICAL_FACTOR_RULES))
-        raise refusal("logical_factor_rules", must, rules, nearest(rules, LOGICAL_FACTOR_RULES))
-    return rules
-
-
-def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[str]:
-    """The roles of a parameter's logical axes; those of one that is not factored completely leave BATCH alone."""
-    who = f"param_logical_axes[{pattern!r}]"
-    for axis in axes:
-        if axis not in rules:
-            remedy = f"{nearest(axis, rules)} Known: {', '.join(rules)}.".strip()
-            raise refusal(who, "logical axes that logical_factor_rules have", axis, remedy)
-    roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
-    if {"ROW", "COLUMN"} <= set(roles):
-        if "NONE" in roles:
-            raise refusal(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles))
-        return roles
-    return [role if role == "BATCH" else "NONE" for role in roles]
-
-
-def _role(who: str, role: Any) -> str:
-    """ROW, COLUMN, BATCH or NONE, however T5X's user writes it: its FactorDim or its name."""
-    name = _ROLES.get(str(getattr(role, "name", role)).lower())
-    if name is None:
-        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", role)
-    return name
-
-
-def _rule(who: str, roles: list[str], min_dim: int) -> Rule:
-    rows, cols, batch = (
-        tuple(axis for axis, role in enumerate(roles) if role == kind) for kind in ("ROW", "COLUMN", "BATCH")
-    )
-    if len(roles) <= 2 and not batch:  # T5X then ignores the rule and goes by size
-        return largest_two(min_dim, refuse="more than two axes")
-    if bool(rows) != bool(cols):
-        raise refusal(who, "both ROW and COLUMN or neither", tuple(roles))
-    return explicit(rows, cols, batch, rank=len(roles))

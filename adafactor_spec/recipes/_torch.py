@@ -1,6 +1,7 @@
 from .._recipe import Recipe
-from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, refuse_unknown_keywords
 from ..schedules import power_decay
+from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, unsupported
 
 
 @refuse_unknown_keywords(
@@ -35,16 +36,13 @@ def torch(
     Source: torch 2.13.0, torch/optim/_adafactor.py.
     """
     check_number("lr", lr, at_least=0, remedy="Its tensor form is not supported: give the number.")
-    check_number("beta2_decay", beta2_decay, at_most=0, remedy="torch writes the exponent with a minus sign: use -0.8.")
-    if not isinstance(eps, tuple | list) or len(eps) != 2:
-        raise refusal("eps", "a pair (floor or None, smallest scale)", eps)
-    if eps[0] is not None:
-        check_number("eps[0]", eps[0], at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
+    check_number("beta2_decay", beta2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)
+    check_pair("eps", eps, "(floor or None, smallest scale)")
+    check_optional("eps[0]", eps[0], **TINY)
     check_number("eps[1]", eps[1], at_least=0)
     check_number("d", d, at_least=1)
     check_number("weight_decay", weight_decay, at_least=0)
-    if maximize:
-        raise refusal("maximize", "False in a recipe", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
+    unsupported("maximize", maximize, False, "", "Pass maximize=True to adafactor_torch.Adafactor.")
     return Recipe(
         lr=lr,
         relative_step=True,

@@ -1,0 +1,119 @@
+"""T5X's rules for axes: a role for each, by the parameter's name or by the names of its axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import nearest, refusal
+from ..factoring import Rule, by_name, explicit, largest_two, no_factoring
+from ._arguments import pairs_of
+
+_STANDARD = {
+    "vocab": "COLUMN",
+    "embed": "ROW",
+    "mlp": "COLUMN",
+    "heads": "COLUMN",
+    "kv": "COLUMN",
+    "joined_kv": "COLUMN",
+    "relpos_buckets": "NONE",
+    "layers": "BATCH",
+    "stack": "BATCH",
+    "q_wi_fused": "COLUMN",
+    "o_wo_fused": "COLUMN",
+    "multiquery_heads": "COLUMN",
+    "kv_fused": "COLUMN",
+    "layer_norm_scale": "NONE",
+}
+_LOGICAL_FACTOR_RULES: dict[str, dict[str, str]] = {
+    "standard": _STANDARD,
+    "moe": _STANDARD | {"expert": "BATCH", "expert_mlp": "COLUMN", "unmodeled": "NONE"},
+}
+_ROLES = {
+    "row": "ROW",
+    "col": "COLUMN",
+    "column": "COLUMN",
+    "batch": "BATCH",
+    "none": "NONE",
+    "unfactorized": "NONE",
+}
+
+
+def factoring_of(
+    factored: bool,
+    factor_map: Any,
+    logical_factor_rules: Mapping[str, Any] | str | None,
+    param_logical_axes: Mapping[str, Sequence[str]] | None,
+    min_dim: int,
+) -> Rule:
+    """The factoring rule that T5X's arguments of these names mean."""
+    if not factored:
+        if factor_map is not None:
+            raise refusal("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
+        return no_factoring
+    if param_logical_axes is not None:
+        named_axes, roles_of = pairs_of("param_logical_axes", param_logical_axes), _logical_rules(logical_factor_rules)
+        rules = {
+            rf"\A(?:{pattern})\Z": _rule(f"param_logical_axes[{pattern!r}]", _roles(pattern, axes, roles_of), min_dim)
+            for pattern, axes in named_axes.items()
+        }
+    elif factor_map is not None:
+        rules = {
+            pattern: _rule(f"factor_map[{pattern!r}]", _named(f"factor_map[{pattern!r}]", roles), min_dim)
+            for pattern, roles in pairs_of("factor_map", factor_map).items()
+        }
+    else:
+        if logical_factor_rules is not None:
+            _logical_rules(logical_factor_rules)
+        return largest_two(min_dim, refuse="more than two axes")
+    return by_name(rules, default=None)
+
+
+def _logical_rules(rules: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    if isinstance(rules, str) and rules in _LOGICAL_FACTOR_RULES:
+        return _LOGICAL_FACTOR_RULES[rules]
+    if not isinstance(rules, Mapping):
+        must = "a dict of logical axes and roles, or one of " + ", ".join(map(repr, _LOGICAL_FACTOR_RULES))
+        raise refusal("logical_factor_rules", must, rules, nearest(rules, _LOGICAL_FACTOR_RULES))
+    return rules
+
+
+def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[str]:
+    """The roles of a parameter's logical axes; those of one that is not factored completely leave BATCH alone."""
+    who = f"param_logical_axes[{pattern!r}]"
+    if not isinstance(axes, list | tuple):
+        raise refusal(who, "a logical axis for every axis of the parameter", axes)
+    for axis in axes:
+        if axis not in rules:
+            remedy = f"{nearest(axis, rules)} Known: {', '.join(rules)}.".strip()
+            raise refusal(who, "logical axes that logical_factor_rules have", axis, remedy)
+    roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
+    if {"ROW", "COLUMN"} <= set(roles):
+        if "NONE" in roles:
+            raise refusal(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles))
+        return roles
+    return [role if role == "BATCH" else "NONE" for role in roles]
+
+
+def _named(who: str, roles: Any) -> list[str]:
+    """The role of every axis, as it is written in a factor_map."""
+    if not isinstance(roles, list | tuple):
+        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", roles)
+    return [_role(who, role) for role in roles]
+
+
+def _role(who: str, role: Any) -> str:
+    """ROW, COLUMN, BATCH or NONE, however T5X's user writes it: its FactorDim or its name."""
+    name = _ROLES.get(str(getattr(role, "name", role)).lower())
+    if name is None:
+        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", role)
+    return name
+
+
+def _rule(who: str, roles: list[str], min_dim: int) -> Rule:
+    rows, cols, batch = (
+        tuple(axis for axis, role in enumerate(roles) if role == kind) for kind in ("ROW", "COLUMN", "BATCH")
+    )
+    if len(roles) <= 2 and not batch:  # T5X then ignores the rule and goes by size
+        return largest_two(min_dim, refuse="more than two axes")
+    if bool(rows) != bool(cols):
+        raise refusal(who, "both ROW and COLUMN or neither", tuple(roles))
+    return explicit(rows, cols, batch, rank=len(roles))
