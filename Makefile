@@ -15,7 +15,7 @@ unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help verify test lint format clean
+.PHONY: help verify test lint format docs tables clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machin
 test: $(STAMP) ## Run the whole test suite.
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+tables: $(STAMP) ## Show which recorded runs are matched and which faults they reject; takes minutes.
+	$(BIN)/python -m parity_tests.tables
+
 lint: $(STAMP) ## Check style, types and layers.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -38,6 +41,10 @@ lint: $(STAMP) ## Check style, types and layers.
 format: $(STAMP) ## Mend style as far as that can be done by machine.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(STAMP) ## Write the generated pages: docs/recipes.md.
+	$(BIN)/adafactor recipes --markdown > $(VENV)/recipes.md
+	mv $(VENV)/recipes.md docs/recipes.md
 
 clean: ## Remove the environment, the report, caches and build leftovers.
 	rm -rf $(VENV) adafactor-report build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,9 +1,10 @@
 """Where the two frameworks meet: the command-line tool that shows that they compute the same.
 
     adafactor verify                                 # or: python -m adafactor_parity verify
+    adafactor lint 'transformers.Adafactor(params, lr=1e-3, relative_step=False)'
 
-`verify` is the same as a function; it returns a `Verification`. The runners step a recipe in the oracle, in JAX and in
-torch behind one interface, and `budget` says how far two of them may be apart.
+`verify` and `lint` are the same as functions; they return a `Verification` and a `Lint`. The runners step a recipe in
+the oracle, in JAX and in torch behind one interface, and `budget` says how far two of them may be apart.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._budgets import Budget, budget, ulp
+    from ._lint import Lint, lint
     from ._runners import JaxRunner, OracleRunner, TorchRunner
     from ._verification import Verification
     from ._verify import verify
@@ -18,15 +20,28 @@ if TYPE_CHECKING:
 _HOMES = {
     "Budget": "_budgets",
     "JaxRunner": "_runners",
+    "Lint": "_lint",
     "OracleRunner": "_runners",
     "TorchRunner": "_runners",
     "Verification": "_verification",
     "budget": "_budgets",
+    "lint": "_lint",
     "ulp": "_budgets",
     "verify": "_verify",
 }
 
-__all__ = ["Budget", "JaxRunner", "OracleRunner", "TorchRunner", "Verification", "budget", "ulp", "verify"]
+__all__ = [
+    "Budget",
+    "JaxRunner",
+    "Lint",
+    "OracleRunner",
+    "TorchRunner",
+    "Verification",
+    "budget",
+    "lint",
+    "ulp",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

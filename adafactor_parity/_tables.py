@@ -1,21 +1,19 @@
 """The tables on the terminal: at most 100 columns wide."""
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import _terminal
 from ._deviation import Deviation
 from ._stepping import PAIRS, Stepped
 from ._verification import Verification
 
-WIDTH = 100
+WIDTH = _terminal.WIDTH  # no wider on a terminal than in a pipe
 
 
 def show(found: Verification) -> None:
     """Print the tables to standard output."""
-    console = Console(highlight=False)
-    console = Console(highlight=False, width=min(console.width, WIDTH) if console.is_terminal else WIDTH)
+    console = _terminal.console(WIDTH)
     console.print(stepping(found.stepped))
     console.print(_checks(found))
     console.print(_verdict(found))
@@ -31,7 +29,7 @@ def deviation(worst: Deviation) -> str:
 
 def stepping(stepped: list[Stepped]) -> Table:
     """One row per recipe and dtype."""
-    table = _table("Every recipe, stepped: worst deviation relative to the largest element (and in ulp)")
+    table = _terminal.table("Every recipe, stepped: worst deviation relative to the largest element (and in ulp)")
     table.add_column("recipe, dtype", no_wrap=True)
     for pair in PAIRS:
         table.add_column(pair.replace(" from", "\nfrom"), justify="right", no_wrap=True)
@@ -48,7 +46,7 @@ def stepping(stepped: list[Stepped]) -> Table:
 
 
 def _checks(found: Verification) -> Table:
-    table = _table("Training the same transformer in both, and the learning rate that steps down")
+    table = _terminal.table("Training the same transformer in both, and the learning rate that steps down")
     table.add_column("", overflow="fold")
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
@@ -56,18 +54,6 @@ def _checks(found: Verification) -> Table:
     for check in found.checks:
         table.add_row(check.name, f"{check.measured:.3g}", f"{check.limit:.3g}", _mark(check.passed))
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
 
 
 def _verdict(found: Verification) -> str:

@@ -7,6 +7,8 @@
 """
 
 from . import dtypes, errors, factoring, oracle, recipes, schedules
+from ._describe import summary
+from ._formulas import literal
 from ._names import per_name, values_of
 from ._plain import from_plain, to_plain
 from ._recipe import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, replace
@@ -25,11 +27,13 @@ __all__ = [
     "factoring",
     "from_plain",
     "given",
+    "literal",
     "oracle",
     "per_name",
     "recipes",
     "replace",
     "schedules",
+    "summary",
     "to_plain",
     "values_of",
 ]

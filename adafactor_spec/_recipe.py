@@ -1,9 +1,10 @@
 """The recipe: one definition of the algorithm, with every published Adafactor as a setting of it."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from . import dtypes
+from . import _describe, dtypes
 from ._names import mapped, own, per_name, values_of
 from .errors import check_choice, check_flag, check_number, is_number, nearest, refusal
 from .factoring import Rule, check_rule, last_two
@@ -173,6 +174,23 @@ class Recipe:
         """Whether there is a weight decay."""
         return not all(is_number(value) and value == 0 for value in values_of(self.weight_decay))
 
+    def effective(self) -> "Recipe":
+        """The same algorithm with every field that has no effect at its default.
+
+        Recipes whose effective forms are equal compute the same numbers.
+        """
+        idle: set[str] = set()
+        if self.beta1 is None:
+            idle |= {"momentum_of", "debias", "momentum_dtype", "momentum_rounding"}
+        elif self.momentum_dtype == "float64":
+            idle |= {"momentum_rounding"}
+        if not self.decays:
+            idle |= {"weight_decay", "weight_decay_by", "decay_before_scale"}
+        if self.multiply_by_parameter_scale is False:
+            idle |= {"eps2", "max_parameter_scale", "decay_before_scale"}
+        off = {"clipping_threshold": None} if self.clipping_threshold == math.inf else {}
+        return replace(self, **{field.name: field.default for field in fields(self) if field.name in idle}, **off)
+
     @property
     def needs_names(self) -> bool:
         """Whether a field or the factoring rule looks at the parameter's name."""
@@ -237,6 +255,14 @@ class Recipe:
     def momentum_dtype_for(self, dtype: str) -> str:
         """Storage dtype of the first moment of a parameter of `dtype`."""
         return self.momentum_dtype or self.state_dtype_for(dtype)
+
+    def describe(self) -> str:
+        """The recipe in full: its step as equations, in their order and with its numbers, and what is not "paper"."""
+        return _describe.describe(self)
+
+    def diff(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
+        """The fields that differ: {field: (its value here, its value in `other`)}."""
+        return _describe.diff(self, other)
 
 
 FIELDS = tuple(field.name for field in fields(Recipe))

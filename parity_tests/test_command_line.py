@@ -1,4 +1,4 @@
-"""`adafactor verify`, by running it."""
+"""The command line and `adafactor verify`, by running them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import adafactor_torch
-from adafactor_parity._cli import main
+from adafactor_parity._cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,7 +150,7 @@ def test_wrong_usage(
     ("arguments", "says"),
     [
         ([], "COMMAND"),
-        (["verfy"], "invalid choice"),
+        (["verfy"], "invalid choice: 'verfy'"),
         (["verify", "--steps", "many"], "must be a whole number, got 'many'. Write it in digits."),
         (["verify", "--betas", "0.9"], "unrecognized arguments"),
     ],
@@ -169,10 +169,31 @@ def test_the_exit_status_reaches_the_shell() -> None:
     assert result.stdout == ""
 
 
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    listed = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.M)
+    assert listed == [command.__name__.rpartition("._")[2].removesuffix("_command") for command in COMMANDS]
+    assert {f"_{name}_command.py" for name in listed} == {
+        file.name for file in (ROOT / "adafactor_parity").glob("_*_command.py")
+    }
+
+
+def test_a_module_of_ours_that_is_missing_is_no_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adafactor_parity._recipes_tables", None)
+    monkeypatch.delattr("adafactor_parity._recipes_tables", raising=False)
+    with pytest.raises(ModuleNotFoundError):
+        main(["recipes"])
+
+
 def test_help_needs_no_framework() -> None:
-    code = "import sys; sys.modules.update(jax=None, torch=None); from adafactor_parity._cli import main; main()"
+    code = (
+        "import sys; sys.modules.update(jax=None, torch=None); from adafactor_parity._cli import COMMANDS, main; main()"
+    )
     helped = subprocess.run([sys.executable, "-c", code, "verify", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert helped.returncode == 0, helped.stderr
     assert "--quick" in helped.stdout
     stopped = subprocess.run([sys.executable, "-c", code, "verify"], cwd=ROOT, capture_output=True, text=True)
-    assert "is not installed. pip install 'adafactor[all]'" in stopped.stderr
+    assert "which is not installed. pip install 'adafactor[all]'" in stopped.stderr
+    assert stopped.stderr.startswith("adafactor verify: it needs ") and "Traceback" not in stopped.stderr

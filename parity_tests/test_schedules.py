@@ -150,7 +150,7 @@ def test_bad_schedules_are_refused() -> None:
         (lambda: piecewise_constant(float("nan"), (3,), 0.5), r"base must be at least 0, got nan"),
         (lambda: linear_warmup(0.1, steps=0), r"steps must be positive, got 0"),
         (lambda: relative_step("fast"), r"base must be a number, a schedule or a function of t, got 'fast'"),  # type: ignore[arg-type]
-        (lambda: relative_step(inverse_sqrt), r"base must be a number or a schedule, got .* Call it: inverse_sqrt"),  # type: ignore[arg-type]
+        (lambda: relative_step(inverse_sqrt), r"base must be a number or a schedule, got .* Call it: inverse_sqrt"),
         (lambda: zero_based(0.1), r"of_count must be a function of the count, got 0.1"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ValueError, match=message):

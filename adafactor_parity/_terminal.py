@@ -1,0 +1,29 @@
+"""What is printed on a terminal: how wide it is, and what a table looks like."""
+
+import os
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 100
+
+
+def console(widest: int) -> Console:
+    """Standard output: as wide as the terminal or COLUMNS says, else `WIDTH`, and at most `widest`."""
+    own = Console(highlight=False)
+    width = own.width if own.is_terminal or "COLUMNS" in os.environ else WIDTH
+    return Console(highlight=False, width=min(width, widest))
+
+
+def table(title: str | None = None) -> Table:
+    """An empty table: a line under its head, no frame."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )

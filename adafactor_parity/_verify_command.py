@@ -1,0 +1,79 @@
+"""`adafactor verify`. Exit status: 0 all within budget, 1 not."""
+
+import argparse
+import json
+import sys
+
+from adafactor_spec import dtypes, recipes
+
+from . import _options, _text
+from ._options import DEFAULT_OUT
+
+WITHIN_BUDGET, BEYOND_BUDGET = 0, 1
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command's parser to those of the others."""
+    verify = commands.add_parser(
+        "verify",
+        allow_abbrev=False,
+        help="show that JAX, torch and the definition agree on this machine",
+        description="Step every recipe in JAX, in torch and in the NumPy definition; train the same small transformer "
+        "in both frameworks; write a report. Exit status: 0 if everything is within its budget, 1 if not, 2 for "
+        "wrong usage.",
+    )
+    add = verify.add_argument
+    add(
+        "--quick",
+        action="store_true",
+        help="recipes' defaults only, no float16, fewer tensors and training steps: a minute",
+    )
+    add("--recipe", action="append", metavar="NAME", help=f"only this one; repeatable. {', '.join(recipes.NAMES)}")
+    add("--dtype", action="append", metavar="NAME", help=f"only this one; repeatable. {', '.join(dtypes.NAMES)}")
+    add("--steps", type=_whole, metavar="N", help="training steps (300; with --quick 60); 0 for no training")
+    add("--text", metavar="FILE", help="UTF-8 text to learn from (Python's own help); its last tenth is held out")
+    add("--device", default="cpu", metavar="NAME", help="cpu, cuda, tpu, ...: one that JAX or torch has (cpu)")
+    add("--seed", type=_whole, default=0, metavar="N", help="of everything that is drawn (0)")
+    add(
+        "--out",
+        default=str(DEFAULT_OUT),
+        metavar="DIR",
+        help=f"folder for the report ({DEFAULT_OUT})",
+    )
+    add("--json", action="store_true", help="print report.json to standard output, and nothing else there")
+    verify.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Verify; returns the exit status. Raises UsageError for a wrong argument."""
+    options = _options.check(
+        recipe_names=parsed.recipe,
+        dtype_names=parsed.dtype,
+        steps=parsed.steps,
+        quick=parsed.quick,
+        device=parsed.device,
+        text=parsed.text,
+        out=parsed.out,
+        seed=parsed.seed,
+    )
+    corpus = _text.load(options.text)
+    # After the checks, so that a mistake is answered at once: the frameworks take seconds to load.
+    from . import _tables
+    from ._verify import run as verify
+
+    found = verify(options, corpus)
+    if parsed.json:
+        print(json.dumps(found.as_dict(), allow_nan=False))
+    else:
+        _tables.show(found)
+    sys.stdout.flush()
+    for line in found.failures():
+        print(f"FAILED {line}", file=sys.stderr)
+    return WITHIN_BUDGET if found.passed else BEYOND_BUDGET
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}. Write it in digits.") from None
