@@ -2,7 +2,8 @@
 
 The checks of this suite must reject every one of them.
 
-A fault of a kernel works on the oracle, on JAX's kernels and on torch's: their names and arguments are the same.
+A fault of a kernel works on the oracle, on JAX's kernels and on torch's: their names and arguments are the same. A
+fault of a step or of a plan is planted in the oracle.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafactor_spec import Recipe, oracle, replace
+from adafactor_spec import Recipe, factoring, oracle, replace
+from adafactor_spec.schedules import power_decay
 
 Fault = Callable[[pytest.MonkeyPatch, ModuleType], None]
 
@@ -111,8 +113,41 @@ def _amsgrad_not_debiased(kernels: ModuleType) -> Callable[..., Any]:
     return lambda x, v_max, bias, eps1: right(x, v_max, 1.0, eps1)
 
 
+def _scale_without_maximum(kernels: ModuleType) -> Callable[..., Any]:
+    """max_parameter_scale ignored."""
+    right = kernels.parameter_scale
+    return lambda p_rms, eps2, largest: right(p_rms, eps2, None)
+
+
+def _scale_over_the_batch(kernels: ModuleType) -> Callable[..., Any]:
+    """RMS(p) of the whole stack: batch axes are axes like any other."""
+    right = kernels.parameter_scale
+    return lambda p_rms, eps2, largest: right(kernels.rms(p_rms, tuple(range(p_rms.ndim))), eps2, largest)
+
+
+def _clip_over_the_batch(kernels: ModuleType) -> Callable[..., Any]:
+    """RMS(u) of the whole stack (Mesh-TensorFlow)."""
+    right = kernels.clip
+    return lambda u, threshold, axes: right(u, threshold, tuple(range(u.ndim)))
+
+
 def _momentum_before_clip(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
-    """The average is clipped in place of what is averaged."""
+    """The average is clipped in place of the update that is averaged."""
+    if kernels is oracle:  # a recipe that averages something else, or nothing, stays as it is
+        right_step = oracle.step
+
+        def step(recipe: Recipe, *args: Any, **kwargs: Any) -> Any:
+            with pytest.MonkeyPatch.context() as inside:
+                if recipe.beta1 is not None and recipe.momentum_of == "update":
+                    _clip_the_average(inside, oracle)
+                return right_step(recipe, *args, **kwargs)
+
+        patch.setattr(oracle, "step", step)
+    else:
+        _clip_the_average(patch, kernels)
+
+
+def _clip_the_average(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
     right_clip, right_average, clipped = kernels.clip, kernels.average, []
 
     def clip(u: Any, threshold: float, axes: Any) -> Any:
@@ -138,6 +173,9 @@ KERNEL_FAULTS: dict[str, Fault] = {
     "weights swapped": _kernel("ema", _weights_swapped),
     "no normaliser": _kernel("root_factors", _no_normaliser),
     "scale without eps2": _kernel("parameter_scale", _scale_without_eps2),
+    "max_parameter_scale ignored": _kernel("parameter_scale", _scale_without_maximum),
+    "RMS(p) over the batch axes": _kernel("parameter_scale", _scale_over_the_batch),
+    "RMS(u) over the batch axes": _kernel("clip", _clip_over_the_batch),
     "rms without root": _kernel("rms", _rms_without_root),
     "sum for mean": _kernel("mean", _sum_for_mean),
     "amsgrad not debiased": _kernel("precondition_amsgrad", _amsgrad_not_debiased),
@@ -149,16 +187,69 @@ KERNEL_FAULTS: dict[str, Fault] = {
 
 def _changed(**fields: Any) -> Fault:
     """A step of another recipe than the one that was asked for, where it has such a thing at all."""
+    return _changed_by(lambda recipe: fields)
+
+
+def _changed_by(changes: Callable[[Recipe], dict[str, Any]]) -> Fault:
+    """The same, with changes that depend on the recipe."""
 
     def plant(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
         right = oracle.step
 
         def step(recipe: Recipe, *args: Any, **kwargs: Any) -> Any:
-            return right(replace(recipe, **fields), *args, **kwargs)
+            return right(replace(recipe, **changes(recipe)), *args, **kwargs)
 
         patch.setattr(oracle, "step", step)
 
     return plant
+
+
+def _one_field(field: str, wrong: Callable[[Any], Any]) -> Fault:
+    """Another value of one field."""
+    return _changed_by(lambda recipe: {field: wrong(getattr(recipe, field))})
+
+
+def _decay_rate(**wrong: Callable[[Any], Any]) -> Fault:
+    """Another power_decay, where beta2 is one."""
+
+    def changed(beta2: Any) -> Any:
+        if not isinstance(beta2, power_decay):
+            return beta2
+        return dataclasses.replace(beta2, **{name: change(getattr(beta2, name)) for name, change in wrong.items()})
+
+    return _one_field("beta2", changed)
+
+
+def _plan(wrong: Callable[[factoring.Rule], factoring.Rule]) -> Fault:
+    """The plan of another rule."""
+
+    def plant(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+        patch.setattr(oracle, "plan_for", lambda rule, shape, name="": factoring.plan(wrong(rule), shape, name))
+
+    return plant
+
+
+def _ties_first(rule: factoring.Rule) -> factoring.Rule:
+    """The first of equally long axes where the original takes the last."""
+    return dataclasses.replace(rule, ties="first") if isinstance(rule, factoring.largest_two) else rule
+
+
+def _min_dim_exclusive(rule: factoring.Rule) -> factoring.Rule:
+    """Longer than min_dim instead of at least as long."""
+    if isinstance(rule, factoring.largest_two | factoring.leading_or_last_two):
+        return dataclasses.replace(rule, min_dim=rule.min_dim + 1)
+    return rule
+
+
+def _other_power(by: Any) -> Any:
+    """lr in place of lr^2, and lr^2 in place of any other power."""
+    power = {"lr": 1.0}.get(by, by)
+    return by if isinstance(power, str) else "lr" if power == 2 else 2.0
+
+
+def _another_rounding(kind: str) -> str:
+    """beta1 rounded to the momentum's dtype where the original does not do that, and not where it does."""
+    return "store" if kind == "decay" else "decay"
 
 
 def _off_by_one(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
@@ -195,12 +286,27 @@ STEP_FAULTS: dict[str, Fault] = {
     "step off by one": _off_by_one,
     "decay after update": _decay_after_update,
     "decay times nothing": _changed(weight_decay_by="one"),
-    "decay as L2": _changed(weight_decay_by="grad"),
+    "decay times lr where it is not": _one_field("weight_decay_by", lambda by: "lr" if by == "one" else by),
+    "decay times the scaled step": _changed(weight_decay_by="step", decay_before_scale=False),
+    "decay by another power of lr": _one_field("weight_decay_by", _other_power),
+    "decay as L2": _changed(weight_decay_by="grad", decay_before_scale=False),
+    "decay after RMS(p)": _changed(decay_before_scale=False),
     "momentum of the update": _changed(momentum_of="update"),
+    "momentum rounded in another place": _one_field("momentum_rounding", _another_rounding),
     "first moment not debiased": _changed(debias=False),
     "beta2 without the adam decay": _changed(beta2=0.999),
+    "beta2 without its cap": _decay_rate(cap=lambda cap: 1.0),
+    "decay offset ignored": _decay_rate(offset=lambda offset: 0),
+    "decay offset shifted by one": _decay_rate(offset=lambda offset: offset + 1 if offset else 0),
     "eps1 added where it is a floor": _changed(eps1_mode="add"),
     "no relative step": _changed(relative_step=False),
     "no parameter scale": _changed(multiply_by_parameter_scale=False),
     "complement as a float32 difference": _complement_as_float32_difference,
 }
+
+PLAN_FAULTS: dict[str, Fault] = {
+    "ties to the first axes": _plan(_ties_first),
+    "min_dim exclusive": _plan(_min_dim_exclusive),
+}
+
+FAULTS = KERNEL_FAULTS | STEP_FAULTS | PLAN_FAULTS

@@ -1,5 +1,6 @@
 """The recorded runs of the originals: their inputs, their settings, and what came out (see vectors/README.md)."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -43,16 +44,27 @@ class Setting:
 
     implementation: str
     name: str
+    dtype: str  # of the parameters
     late_step: int | None  # before this step the counter was set to `late_finished`
     late_finished: int
     external_lr: Callable[[int], float] | None
     maximize: bool
+    unsupported: frozenset[str]  # shapes that the recipe must refuse
     state_names: Mapping[str, str]
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the recipe function."""
-        kwargs = _settings()["implementations"][self.implementation]["settings"][self.name]["kwargs"]
-        return {key: _decode(value) for key, value in kwargs.items()}
+        """Keyword arguments of the recipe function.
+
+        The rules for names that one shape was recorded with become rules for its name: a parameter is called as its
+        shape here, so that one recipe is right for all of them.
+        """
+        entry = _settings()["implementations"][self.implementation]["settings"][self.name]
+        given = {**entry["kwargs"], **entry.get("chain", {})}
+        for shape, further in entry.get("kwargs_by_shape", {}).items():
+            for argument, rules in further.items():
+                assert [pattern for pattern, _ in rules] == [".*"]
+                given[argument] = [*given.get(argument, []), *([f"^{shape}$", rule] for _, rule in rules)]
+        return {key: _decode(value) for key, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Run:
     """One setting on one shape: packed parameters by step, and packed state after the last one."""
 
     shape: str
+    dtype: str
     params: dict[int, Array]
     state: dict[str, Array]
     state_shapes: dict[str, tuple[int, ...]]
@@ -75,22 +88,35 @@ def settings(implementation: str) -> list[Setting]:
     entry = _settings()["implementations"][implementation]
     found = []
     for name, setting in entry["settings"].items():
-        late = setting.get("late", {})
-        external = setting.get("external_lr")
-        maximize = setting.get("optimizer_kwargs", {}).get("maximize", False)
-        late_step, late_finished = late.get("before_step"), late.get("finished_steps", 0)
-        lr = _decode(external) if external else None
-        found.append(Setting(implementation, name, late_step, late_finished, lr, maximize, entry["state"]))
+        late, external = setting.get("late", {}), setting.get("external_lr")
+        found.append(
+            Setting(
+                implementation,
+                name,
+                dtype=setting.get("dtype", entry["dtype"]),
+                late_step=late.get("before_step"),
+                late_finished=late.get("finished_steps", 0),
+                external_lr=_decode(external) if external else None,
+                maximize=setting.get("optimizer_kwargs", {}).get("maximize", False),
+                unsupported=frozenset(setting.get("unsupported", {}).get("shapes", ())),
+                state_names=entry["state"],
+            )
+        )
     return found
 
 
 def runs(setting: Setting) -> list[Run]:
-    """Every recorded shape of one setting."""
-    with np.load(HERE / f"{setting.implementation}.npz") as file:
+    """Every recorded shape of one setting, the unsupported ones included."""
+    return _runs(setting.implementation).get(setting.name, [])
+
+
+@functools.cache
+def _runs(implementation: str) -> dict[str, list[Run]]:
+    with np.load(HERE / f"{implementation}.npz") as file:
         index, params, states = json.loads(str(file["index"])), file["params"], file["states"]
-    found, p, s = [], 0, 0
+    found: dict[str, list[Run]] = {}
+    p = s = 0
     for name, shape, dtype, tensors in index:
-        assert dtype == "float64"
         size = _packed_size(SHAPES[shape])
         rows = params[p : p + size * len(RECORDED)].reshape(len(RECORDED), size)
         p += rows.size
@@ -98,12 +124,14 @@ def runs(setting: Setting) -> list[Run]:
         for tensor, tensor_shape in tensors:
             size = _packed_size(tensor_shape)
             state[tensor], s = states[s : s + size], s + size
-        if name == setting.name:
-            shapes = {tensor: tuple(tensor_shape) for tensor, tensor_shape in tensors}
-            found.append(Run(shape, dict(zip(RECORDED, rows, strict=True)), state, shapes))
+        shapes = {tensor: tuple(tensor_shape) for tensor, tensor_shape in tensors}
+        run = Run(shape, dtype, dict(zip(RECORDED, rows, strict=True)), state, shapes)
+        found.setdefault(name, []).append(run)
+    assert (p, s) == (params.size, states.size)
     return found
 
 
+@functools.cache
 def inputs(name: str) -> tuple[Array, Array]:
     """Initial parameter and the gradients of all steps for one of the named shapes; all values fit in float32.
 
@@ -121,7 +149,10 @@ def inputs(name: str) -> tuple[Array, Array]:
         weights = 10.0 ** rng.uniform(-1, 1, length)
         grads = grads * weights.reshape([length if a == axis else 1 for a in range(grads.ndim)])
     grads[ZERO_STEP - 1] = 0.0
-    return _as_float32(param), _as_float32(grads)
+    made = _as_float32(param), _as_float32(grads)
+    for array in made:
+        array.setflags(write=False)  # they are shared
+    return made
 
 
 def pack(x: Array) -> Array:
@@ -157,6 +188,7 @@ def _as_float32(x: Array) -> Array:
     return np.asarray(x, np.float32).astype(np.float64)
 
 
+@functools.cache
 def _settings() -> dict[str, Any]:
     return dict(json.loads((HERE / "settings.json").read_text()))
 
