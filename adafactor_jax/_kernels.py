@@ -52,6 +52,11 @@ def ema(old: Array, new: Array, beta: Array, complement: Array) -> Array:
     return beta * old + complement * new
 
 
+def lerp(old: Array, new: Array, beta: Array, complement: Array) -> Array:
+    """`ema` as torch.lerp forms it, from the nearer end: a rounded average meets ties, which two products can miss."""
+    return jnp.where(complement < 0.5, old + complement * (new - old), new - beta * (new - old))
+
+
 def root_factors(moments: tuple[Array, ...], floor: Number | None, plan: Plan) -> tuple[Array, ...]:
     """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
     if not plan.factored:
@@ -91,7 +96,7 @@ def clip(u: Array, threshold: Number, axes: tuple[int, ...]) -> Array:
 def average(m: Array, x: Array, beta: Array, complement: Array, rounding: str, dtype: str) -> tuple[Array, Array]:
     """First moment: (the average that is used, the one that is stored in `dtype`)."""
     if rounding == "use":
-        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        stored = round_to(lerp(m, round_to(x, dtype), beta, complement), dtype)
         return stored, stored
     if rounding == "decay":
         kept = round_to(round_to(beta, dtype) * m, dtype)

@@ -72,6 +72,11 @@ def ema(old: Array, new: Array, beta: float, complement: float) -> Array:
     return beta * old + complement * new
 
 
+def lerp(old: Array, new: Array, beta: float, complement: float) -> Array:
+    """`ema` as torch.lerp forms it, from the nearer end: a rounded average meets ties, which two products can miss."""
+    return old + complement * (new - old) if complement < 0.5 else new - beta * (new - old)
+
+
 def root_factors(moments: tuple[Array, ...], floor: float | None, plan: Plan) -> tuple[Array, ...]:
     """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
     if not plan.factored:
@@ -115,7 +120,7 @@ def clip(u: Array, threshold: float, axes: tuple[int, ...]) -> Array:
 def average(m: Array, x: Array, beta: float, complement: float, rounding: str, dtype: str) -> tuple[Array, Array]:
     """First moment: (the average that is used, the one that is stored in `dtype`)."""
     if rounding == "use":
-        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        stored = round_to(lerp(m, round_to(x, dtype), beta, complement), dtype)
         return stored, stored
     if rounding == "decay":
         kept = round_to(round_to(np.asarray(beta, x.dtype), dtype) * m, dtype)

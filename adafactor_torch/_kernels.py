@@ -44,6 +44,11 @@ def ema(old: Tensor, new: Tensor, beta: float, complement: float) -> Tensor:
     return beta * old + complement * new
 
 
+def lerp(old: Tensor, new: Tensor, beta: float, complement: float) -> Tensor:
+    """`ema` as torch.lerp forms it, from the nearer end: a rounded average meets ties, which two products can miss."""
+    return old + complement * (new - old) if complement < 0.5 else new - beta * (new - old)
+
+
 def root_factors(moments: tuple[Tensor, ...], floor: float | None, plan: Plan) -> tuple[Tensor, ...]:
     """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
     if not plan.factored:
@@ -85,7 +90,7 @@ def average(
 ) -> tuple[Tensor, Tensor]:
     """First moment: (the average that is used, the one that is stored in `dtype`)."""
     if rounding == "use":
-        stored = round_to(ema(m, round_to(x, dtype), beta, complement), dtype)
+        stored = round_to(lerp(m, round_to(x, dtype), beta, complement), dtype)
         return stored, stored
     if rounding == "decay":
         narrow = float(dtypes.round_to(np.asarray(beta, np.float64), dtypes.name_of(dtype)))

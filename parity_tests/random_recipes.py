@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from adafactor_spec import Recipe, factoring, recipes, schedules
+from adafactor_spec import Recipe, factoring, per_name, recipes, replace, schedules
 from adafactor_spec.factoring import explicit
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -30,7 +30,9 @@ def _beta_of_t(t: Any) -> Any:
 
 
 LRS: list[Any] = [1e-2, 0.5, _lr_of_t, schedules.piecewise_constant(schedules.relative_step(0.2), (2, 3), 0.5)]
-DECAYS: list[Any] = [0.1, schedules.piecewise_constant(0.2, (2,), 0.1), 0.0]
+STEPWISE = schedules.piecewise_constant(0.2, (2,), 0.1)
+DECAYS: list[Any] = [0.1, STEPWISE, 0.0, per_name({"stack": STEPWISE, "matrix": 0.0}, default=0.05)]
+SCALED: list[Any] = [True, False, per_name({"stack|vector": False}, default=True)]
 BETAS: list[Any] = [schedules.power_decay(), schedules.adam_decay(0.99), 0.9, _beta_of_t]
 RULES = [
     factoring.last_two,
@@ -50,12 +52,15 @@ RULES = [
 def any_recipe(draw: st.DrawFn) -> Recipe:
     """A recipe with every field drawn, or a named one."""
     if draw(st.integers(0, 5)) == 0:
-        return recipes.resolve(draw(st.sampled_from(recipes.NAMES)))
+        named = recipes.shown(draw(st.sampled_from(recipes.NAMES)))
+        # A rule that takes every shape, and no 16-bit momentum: where that rounds is a matter of the last bit.
+        some = {"factoring": draw(st.sampled_from(RULES)), "momentum_dtype": None}
+        return replace(named, lr=draw(st.sampled_from(LRS)) if named.lr is None else named.lr, **some)
     before = draw(st.booleans())
     return Recipe(
         lr=draw(st.sampled_from(LRS)),
         relative_step=draw(st.booleans()),
-        multiply_by_parameter_scale=draw(st.booleans()),
+        multiply_by_parameter_scale=draw(st.sampled_from(SCALED)),
         eps2=draw(st.sampled_from([1e-3, 0.1])),
         max_parameter_scale=draw(st.sampled_from([None, 0.5])),
         beta2=draw(st.sampled_from(BETAS)),
@@ -68,7 +73,7 @@ def any_recipe(draw: st.DrawFn) -> Recipe:
         momentum_of=draw(st.sampled_from(["grad", "update", "step"])),
         debias=draw(st.booleans()),
         weight_decay=draw(st.sampled_from(DECAYS)),
-        weight_decay_by=draw(st.sampled_from(["lr", "one"] if before else ["step", "lr", "one", "grad"])),
+        weight_decay_by=draw(st.sampled_from(["lr", "one", 1.5] if before else ["step", "lr", "one", "grad", 2])),
         decay_before_scale=before,
         state_dtype=draw(st.sampled_from([None, "param"])),
     )

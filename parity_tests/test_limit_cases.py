@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from adafactor_spec import Recipe, factoring, oracle, schedules
+import adafactor_jax._kernels as jax_kernels
+import adafactor_torch._kernels as torch_kernels
+from adafactor_spec import Recipe, dtypes, factoring, oracle, schedules
 from parity_tests.test_oracle import CLOSE, plain, steps
 
 RNG = np.random.default_rng(1)
@@ -115,3 +119,18 @@ def test_nothing_is_changed_in_place() -> None:
     np.testing.assert_array_equal(p, MATRIX)
     np.testing.assert_array_equal(g, GRADS[0])
     assert not state.v_row.any() and not state.m.any() and state.step == 0
+
+
+def test_a_rounded_average_meets_ties_as_torch_does() -> None:
+    """0.9 * 209 + 0.1 * 54 = 193.5, between two bfloat16 numbers: the even one. Two float32 products add up to less."""
+    m, x = np.float32(209), np.float32(54)
+    b: Any = np.float32(0.9)
+    rest: Any = np.float32(1 - 0.9)
+    assert dtypes.round_to(oracle.ema(m, x, b, rest), "bfloat16") == 193
+    assert oracle.average(m, x, b, rest, "use", "bfloat16")[0] == 194
+    assert jax_kernels.average(jnp.asarray(m), jnp.asarray(x), b, rest, "use", "bfloat16")[0] == 194
+    used, _ = torch_kernels.average(torch.tensor(209.0), torch.tensor(54.0), 0.9, 1 - 0.9, "use", torch.bfloat16)
+    assert used == 194
+    assert torch.tensor(209.0).bfloat16().lerp(torch.tensor(54.0).bfloat16(), 1 - 0.9) == 194
+    # From the other end, too: 0.3 * 10 + 0.7 * 6 = 7.2, which is 6 + 0.3 * 4.
+    assert oracle.lerp(np.float64(10), np.float64(6), 0.3, 0.7) == 6 + 0.3 * 4
