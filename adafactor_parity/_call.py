@@ -37,6 +37,14 @@ class Call:
     positional: list[ast.expr]
     keywords: dict[str, ast.expr]
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether the parameters are written out as groups with options of their own."""
+        params = self.keywords.get("params", self.positional[0] if self.positional else None)
+        if not isinstance(params, ast.List | ast.Tuple | ast.ListComp):
+            return False
+        return any(isinstance(node, ast.Dict) for node in ast.walk(params))
+
     def source(self, node: ast.expr) -> str:
         """The text of a part, at most 60 characters of it."""
         return textwrap.shorten(ast.get_source_segment(self.text, node) or ast.unparse(node), 60)
@@ -166,6 +174,8 @@ def literal(node: ast.expr) -> Any:
     elif isinstance(node, ast.Call):
         if dotted(node.func) == "float" and len(node.args) == 1 and not node.keywords:
             return _number(node)
+        if (dotted(node.func) or "").rpartition(".")[2] == "HParamMap" and len(node.args) == 1 and not node.keywords:
+            return literal(node.args[0])
         rules = dotted(node.func)
         if rules is not None and not node.args and not node.keywords:
             for known, value in _RULES.items():
@@ -198,7 +208,7 @@ def _remedy(name: str, node: ast.expr) -> str:
         return "Leave it out here and pass it to adafactor_jax.adafactor(..., weight_decay_mask=...)."
     if name in _MAY_BE_SCHEDULES and isinstance(node, ast.Call | ast.Lambda):
         return (
-            "Put a number in its place, and where it is a schedule give that to the optimizer here: "
-            "adafactor_jax.adafactor(schedule, ...), adafactor_torch.Adafactor(..., lr=schedule)."
+            "Put a number in its place here, and where it is a schedule give that to the recipe, which calls it as the "
+            f"original does: recipes.<name>({name}=schedule, ...)."
         )
     return "Put its value in its place."

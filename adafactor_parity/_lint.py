@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adafactor_spec import Recipe, dtypes, recipes, to_plain
+from adafactor_spec.errors import NotReproduced, OriginalRefuses
 
 from . import _call, _constructors
 from ._about import about
@@ -15,6 +16,7 @@ from ._call import Unbound
 from ._lint_code import Code, equivalents
 
 Values = dict[str, Any]
+REPRODUCED = "reproduced"
 # What only matters together with what an original takes from elsewhere: {argument: the recipe's name for that}.
 _NEEDS = {"logical_factor_rules": "param_logical_axes"}
 _PAIR_OR_TRIPLE = 3  # a longer list is one setting, such as the steps of a schedule, and not a few in one
@@ -29,7 +31,9 @@ class Lint:
         constructor: what is called, in the words of the text.
         recipe_name: the original, a name of `adafactor_spec.recipes.NAMES`.
         arguments: the values that were given, under the original's names.
-        refused: why the original refuses the call, or why it is not reproduced here; None where it is.
+        verdict: "reproduced"; "the original refuses it"; "not reproduced here", on purpose; or "not taken here",
+            because of a value or a keyword.
+        refused: the reason, None where the call is reproduced.
         recipe: what the call computes; None where it is refused.
         without_effect: arguments, and elements such as `betas[1]`, that change nothing whatever they are.
         as_by_default: arguments that say what the original does without them.
@@ -44,6 +48,7 @@ class Lint:
     constructor: str
     recipe_name: str
     arguments: Values = field(default_factory=dict)
+    verdict: str = REPRODUCED
     refused: str | None = None
     recipe: Recipe | None = None
     without_effect: Values = field(default_factory=dict)
@@ -55,8 +60,8 @@ class Lint:
 
     @property
     def reproduced(self) -> bool:
-        """Whether this project computes exactly what the call computes."""
-        return self.refused is None
+        """Whether this project computes what the call computes."""
+        return self.verdict == REPRODUCED
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only, infinities as "inf", for JSON."""
@@ -98,16 +103,20 @@ def lint(text: str, *, original: str | None = None) -> Lint:
     try:
         arguments = _call.bind(call, function, constructor.takes_params)
     except Unbound as error:
-        return dataclasses.replace(found, refused=f"{called} cannot be called like this: {error}")
+        return _refused(found, f"{called} cannot be called like this: {error}", "the original refuses it")
     except TypeError as error:
-        return dataclasses.replace(found, refused=str(error).replace(f"{name}()", called, 1))
+        return _refused(found, str(error).replace(f"{name}()", called, 1), "not taken here")
     found = dataclasses.replace(found, arguments=arguments)
     belong = {name: value for name, value in arguments.items() if _belongs(name, value)}
     own = {name: value for name, value in arguments.items() if name not in belong}
     try:
         recipe = function(**own)
+    except OriginalRefuses as error:
+        return _refused(found, str(error), "the original refuses it")
+    except NotReproduced as error:
+        return _refused(found, str(error), "not reproduced here")
     except (ValueError, TypeError) as error:
-        return dataclasses.replace(found, refused=str(error))
+        return _refused(found, str(error), "not taken here")
     without_effect = dict(_without_effect(function, own))
     if "weight_decay_mask" in belong and not recipe.decays:
         without_effect["weight_decay_mask"] = belong.pop("weight_decay_mask")
@@ -118,8 +127,12 @@ def lint(text: str, *, original: str | None = None) -> Lint:
         without_effect=without_effect,
         as_by_default={n: v for n, v in own.items() if n not in needed and n not in without_effect},
         code=equivalents(name, needed, function(**needed), belong),
-        remarks=(*found.remarks, *_remarks(recipe, arguments)),
+        remarks=(*found.remarks, *_remarks(recipe, arguments, call.has_groups)),
     )
+
+
+def _refused(found: Lint, why: str, verdict: str) -> Lint:
+    return dataclasses.replace(found, refused=why, verdict=verdict)
 
 
 def _without_effect(function: Callable[..., Recipe], arguments: Values) -> Iterator[tuple[str, Any]]:
@@ -194,7 +207,9 @@ def _belongs(name: str, value: Any) -> bool:
     return name == "weight_decay_mask" and isinstance(value, dict | list | tuple | bool)
 
 
-def _remarks(recipe: Recipe, arguments: Values) -> Iterator[str]:
+def _remarks(recipe: Recipe, arguments: Values, has_groups: bool) -> Iterator[str]:
+    if has_groups:
+        yield "Options of parameter groups are not looked at: a group here takes the fields, or a recipe of its own."
     if recipe.lr is None:
         yield "No learning rate: the original has no default, and must be given one here or with every step."
     if arguments.get("maximize"):

@@ -23,8 +23,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="say what another library's Adafactor call does, and the equivalent call here",
         description="Read a constructor call in an original's words, without executing it: what it does or why it "
         "is refused, which of its arguments have no effect, and the equivalent call in JAX and in torch. Exit status: "
-        "0 if the call is reproduced exactly, 1 if the original refuses it or it is not supported here, 2 if the text "
-        "cannot be read.",
+        "0 if the call is reproduced, 1 if the original refuses it or it is not reproduced here, 2 if the text cannot "
+        "be read.",
         epilog="example: adafactor lint 'transformers.Adafactor(model.parameters(), lr=1e-4, relative_step=False)'",
     )
     add = parser.add_argument
@@ -58,7 +58,7 @@ def _text(argument: str) -> str:
 def _lines(found: Lint) -> Iterator[str]:
     usual = _constructors.usual_name(found.recipe_name)
     which = usual if found.constructor == usual else f"{found.constructor}, read as {usual}"
-    yield f"{which}: {'reproduced exactly' if found.reproduced else 'REFUSED'}"
+    yield f"{which}: {found.verdict if found.reproduced else found.verdict.upper()}"
     if found.refused is not None:
         yield from ("", *_wrap(found.refused))
     yield from _values("No effect, whatever the value", found.without_effect)

@@ -66,7 +66,7 @@ def show_two(found: Difference) -> None:
     console = _terminal.console(_terminal.WIDTH)
     first, second = found.names
     if not found.fields:
-        console.print(Text(f"{first} and {second} are the same recipe."))
+        console.print(Text(f"With their defaults {first} and {second} are the same recipe."))
         return
     fields = _terminal.table("Fields that differ")
     for heading in ("field", first, second):
@@ -81,6 +81,11 @@ def show_two(found: Difference) -> None:
         console.print(Text(f"{name} has no learning rate of its own: below it is {LR}."))
     if found.same:
         console.print(f"Over {STEPS} steps of a {SHAPE[0]}x{SHAPE[1]} matrix in float64 both compute the same.")
+        if unseen := [field for field in found.fields if field not in found.without_effect]:
+            console.print(
+                "Such a sample does not show what these fields do, to gradients near 0, to other dtypes, shapes or "
+                f"names, or later: {', '.join(unseen)}."
+            )
         return
     console.print(_steps(found))
     console.print(

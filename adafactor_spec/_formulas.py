@@ -51,15 +51,19 @@ def rule(of: factoring.Rule) -> str:
             return "all axes, reshaped to a matrix"
         case factoring.no_factoring:
             return "none"
-        case factoring.largest_two(least, ties, refused):
-            among = ", of equal ones the first" if ties == "first" else ""
-            return f"two largest axes >= {least}{among}" + (f" ({refused}: refused)" if refused else "")
+        case factoring.largest_two(least, ties):
+            return f"two largest axes >= {least}" + (", of equal ones the first" if ties == "first" else "")
         case factoring.leading_or_last_two(least):
             return f"axes 0 and 1, else the last two, if >= {least}"
         case factoring.explicit():
             named = [f"{what} {_axes(axes)}" for what, axes in _named(of) if axes]
-            rank = "" if of.rank is None else f", of {of.rank} axes"
-            return (", ".join(named) if of.rows else ", ".join(["none", *named])) + rank
+            return ", ".join(named if of.rows else ["none", *named])
+        case factoring.limited(inner, axes, rows_last):
+            fewest, most = axes or (0, 0)
+            only = f"{most}" if fewest == most else f"at most {most}"
+            limits = [f"{only} axes only"] if axes else []
+            limits += ["the shorter one the last without the longer"] if rows_last else []
+            return f"{rule(inner)} ({', '.join(limits)})"
         case factoring.by_name():
             count = f"{len(of.rules)} rule{'s' * (len(of.rules) != 1)}"
             return f"by name: {count}, " + ("no others" if of.default is None else f"else {rule(of.default)}")
@@ -68,14 +72,14 @@ def rule(of: factoring.Rule) -> str:
 
 def may_factor(of: factoring.Rule) -> bool:
     """Whether a rule can keep the second moment as two factors."""
-    if isinstance(of, factoring.by_name):
+    if isinstance(of, factoring.by_name | factoring.limited):
         return any(map(may_factor, _inner(of)))
     return bool(of.rows) if isinstance(of, factoring.explicit) else of != factoring.no_factoring
 
 
 def has_batch(of: factoring.Rule) -> bool:
     """Whether a rule names batch axes."""
-    if isinstance(of, factoring.by_name):
+    if isinstance(of, factoring.by_name | factoring.limited):
         return any(map(has_batch, _inner(of)))
     return isinstance(of, factoring.explicit) and bool(of.batch)
 
@@ -100,7 +104,9 @@ def _given(value: Any, arguments: Iterable[inspect.Parameter]) -> Iterator[str]:
             yield f"{argument.name}={literal(inner)}"
 
 
-def _inner(of: factoring.by_name) -> list[factoring.Rule]:
+def _inner(of: factoring.by_name | factoring.limited) -> list[factoring.Rule]:
+    if isinstance(of, factoring.limited):
+        return [of.rule]
     return [inner for _, inner in of.rules] + ([] if of.default is None else [of.default])
 
 

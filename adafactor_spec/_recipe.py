@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from . import _describe, dtypes
 from ._names import mapped, own, per_name, values_of
-from .errors import check_choice, check_flag, check_number, is_number, nearest, refusal
+from .errors import check_choice, check_flag, check_number, is_array_scalar, is_number, nearest, refusal
 from .factoring import Rule, check_rule, last_two
 from .schedules import (
     Number,
@@ -45,6 +45,9 @@ REMEDIES = {
     "lr_decay_step": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
     "lr_decay_factor": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
 }
+
+
+_BY_SCALE = ("step", "grad")  # decays that are not a function of t alone
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class Recipe:
             check_flag(flag, getattr(self, flag))
         for value in values_of(self.multiply_by_parameter_scale):
             check_flag("multiply_by_parameter_scale", value)
+        if not isinstance(self.multiply_by_parameter_scale, per_name):
+            object.__setattr__(self, "multiply_by_parameter_scale", bool(self.multiply_by_parameter_scale))
         if self.lr is not None:
             check_schedule("lr", self.lr, at_least=0)
         check_number("eps2", self.eps2, at_least=0)
@@ -156,14 +161,20 @@ class Recipe:
             object.__setattr__(self, "weight_decay", 0.0)
         for value in values_of(self.weight_decay):
             check_schedule("weight_decay", value, at_least=0)
-        if is_number(self.weight_decay_by):
-            check_number("weight_decay_by", self.weight_decay_by, at_least=0)
+        if isinstance(self.weight_decay_by, str) or not (
+            is_number(self.weight_decay_by) or is_array_scalar(self.weight_decay_by)
+        ):
+            remedy = "A number is the power of the learning rate that the decay follows."
+            check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"), remedy)
         else:
-            check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"))
+            check_number("weight_decay_by", self.weight_decay_by, at_least=0)
+            if is_number(self.weight_decay_by) and self.weight_decay_by in (0, 1):
+                object.__setattr__(self, "weight_decay_by", "lr" if self.weight_decay_by else "one")
         check_choice("state_dtype", self.state_dtype, (None, "param"))
-        if self.decay_before_scale and self.weight_decay_by in ("step", "grad"):
+        if self.decay_before_scale and isinstance(self.weight_decay_by, str) and self.weight_decay_by in _BY_SCALE:
             remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
-            raise refusal("weight_decay_by", "'lr' or 'one' with decay_before_scale=True", self.weight_decay_by, remedy)
+            must = "'lr', 'one' or a number with decay_before_scale=True"
+            raise refusal("weight_decay_by", must, self.weight_decay_by, remedy)
         if (
             is_number(self.max_parameter_scale) and is_number(self.eps2) and self.eps2 > self.max_parameter_scale  # type: ignore[operator]
         ):
@@ -220,9 +231,10 @@ class Recipe:
 
         A `per_name` of schedules where `weight_decay` is one.
         """
-        if self.weight_decay_by in ("step", "one", "grad"):
+        if isinstance(self.weight_decay_by, str) and self.weight_decay_by != "lr":
             return self.weight_decay
-        times = self.given_lr if self.weight_decay_by == "lr" else power(self.given_lr, float(self.weight_decay_by))
+        exponent = self.weight_decay_by
+        times = self.given_lr if isinstance(exponent, str) else power(self.given_lr, exponent)
         return mapped(self.weight_decay, lambda value: product(value, times))
 
     def at(self, t: Number) -> Numbers:

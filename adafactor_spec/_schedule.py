@@ -89,7 +89,11 @@ def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any
         raise refusal(argument, "a number or a schedule", value, f"Call it: {value.__name__}(...).")
     if callable(value):
         at_first = f"{argument} is called with t = 1, 2, ..."
-        check_number(f"{argument}(1)", as_schedule(value)(1), remedy=at_first, **bounds)
+        try:
+            first = as_schedule(value)(1)
+        except TypeError as error:
+            raise refusal(argument, "a function of the step", value, f"{error}.") from error
+        check_number(f"{argument}(1)", first, remedy=at_first, **bounds)
     elif not is_number(value) and not is_array_scalar(value):
         must = "a number, a schedule or a function of t"
         raise refusal(argument, must, value, remedy_for_array(value) or remedy)

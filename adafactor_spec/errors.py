@@ -13,6 +13,14 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class NotReproduced(ValueError):
+    """What a published Adafactor does and this project, on purpose, does not. The message says why and the way out."""
+
+
+class OriginalRefuses(ValueError):
+    """What the original refuses itself, when it is built or at its first step."""
+
+
 def refusal(argument: str, must: str, got: object, remedy: str = "") -> ValueError:
     """The error to raise for a bad value: `eps1 must be positive, got 0. <remedy>`."""
     return ValueError(f"{argument} must be {must}, got {got!r}.{' ' if remedy else ''}{remedy}")
@@ -67,11 +75,12 @@ def remedy_for_array(value: object) -> str:
     return "Give its value as a number, such as float(...)." if hasattr(value, "dtype") else ""
 
 
-def check_choice(argument: str, value: object, choices: Iterable[object]) -> None:
+def check_choice(argument: str, value: object, choices: Iterable[object], remedy: str = "") -> None:
     """Refuse what is not one of `choices`, naming the nearest one."""
     choices = list(choices)
+    close = nearest(value, choices) if isinstance(value, str) else ""
     if not any(value is choice or value == choice for choice in choices):
-        raise refusal(argument, "one of " + ", ".join(map(repr, choices)), value, nearest(value, choices))
+        raise refusal(argument, "one of " + ", ".join(map(repr, choices)), value, close or remedy)
 
 
 def check_flag(argument: str, value: object) -> None:
@@ -123,4 +132,6 @@ def _range(above: float | None, at_least: float | None, below: float | None, at_
         return "positive" if above == 0 else f"greater than {above:g}"
     if at_least is not None:
         return f"at least {at_least:g}"
+    if at_most is not None:
+        return f"at most {at_most:g}"
     return "a finite number"

@@ -4,85 +4,29 @@ A rule is data (comparable, printable, picklable). `plan(rule, shape, name)` is 
 what is factored; both optimizers and the oracle ask it, and the answer for a shape is remembered.
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ._names import Pairs, check_patterns, found, need_names
+from ._plan import Plan, Rule, Shape, plan
 from .errors import check_choice, check_number, refusal
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the optimizer does with the axes of one parameter.
-
-    `rows` and `cols` are the axes of `matrix_shape` along which the second moment is factored: R, with one value per
-    row, is a mean over the column axes; C, with one value per column, a mean over the row axes. Both are empty where V
-    is kept whole. RMS(p), RMS(u) and the factors are taken per index of a `batch` axis, so that it behaves like
-    separate parameters. An axis that is none of these has factors of its own per index but shares RMS(p) and RMS(u).
-
-    Attributes:
-        shape: the parameter's.
-        rows, cols, batch: axis numbers, increasing and without repetition between them.
-        view: the C-order reshape in which the parameter is factored, or None for its own shape.
-    """
-
-    shape: Shape
-    rows: Shape = ()
-    cols: Shape = ()
-    batch: Shape = ()
-    view: Shape | None = None
-
-    @property
-    def factored(self) -> bool:
-        """Whether V is kept as two factors."""
-        return bool(self.rows)
-
-    @property
-    def matrix_shape(self) -> Shape:
-        """The shape in which the second moment is computed."""
-        return self.shape if self.view is None else self.view
-
-    @property
-    def rms_axes(self) -> Shape:
-        """The axes over which RMS(p) and RMS(u) are taken: all but the batch axes."""
-        return tuple(axis for axis in range(len(self.shape)) if axis not in self.batch)
-
-    @property
-    def row_shape(self) -> Shape:
-        """Shape of R: the column axes are kept at size 1."""
-        return _reduced(self.matrix_shape, self.cols)
-
-    @property
-    def col_shape(self) -> Shape:
-        """Shape of C: the row axes are kept at size 1."""
-        return _reduced(self.matrix_shape, self.rows)
-
-
-class Rule:
-    """A rule for factoring: shape and name of a parameter -> plan."""
-
-    def plan(self, shape: Shape, name: str) -> Plan:
-        """The plan for one parameter. Ask `factoring.plan`, which remembers the answer."""
-        raise NotImplementedError
-
-    @property
-    def needs_names(self) -> bool:
-        """Whether the rule looks at the parameter's name."""
-        return False
-
-
-@functools.cache
-def plan(rule: Rule, shape: Shape, name: str = "") -> Plan:
-    """What `rule` does with a parameter of this shape and name, decided once.
-
-    A parameter without elements is not factored: its rows would be means of nothing.
-    """
-    decided = rule.plan(shape, name)
-    return decided if math.prod(shape) else Plan(shape, batch=decided.batch)
+__all__ = [
+    "Plan",
+    "Rule",
+    "Shape",
+    "as_matrix",
+    "by_name",
+    "check_rule",
+    "explicit",
+    "largest_two",
+    "last_two",
+    "leading_or_last_two",
+    "limited",
+    "no_factoring",
+    "plan",
+]
 
 
 @dataclass(frozen=True)
@@ -141,33 +85,22 @@ class largest_two(Rule):
     Args:
         min_dim: inclusive; 128 in optax, 32 in big_vision.
         ties: which of equally long axes are taken, "last" (optax, flax, T5X) or "first" (Mesh-TensorFlow, praxis).
-        refuse: shapes that an original does not handle: None, "more than two axes" (T5X: they need a rule), or "rows
-            not last" (praxis: the second largest axis is not the last one without the largest, and the original
-            divides by a mean over another axis).
     """
 
     min_dim: int
     ties: str = "last"
-    refuse: str | None = None
 
     def __post_init__(self) -> None:
         check_number("min_dim", self.min_dim, at_least=0, whole=True)
         check_choice("ties", self.ties, ("last", "first"))
-        check_choice("refuse", self.refuse, (None, *_REFUSED))
 
     def plan(self, shape: Shape, name: str) -> Plan:
-        """The plan for one parameter; a shape that is refused is named with the way out."""
-        if len(shape) > 2 and self.refuse == "more than two axes":
-            raise _unhandled(shape, name, self.refuse)
+        """The plan for one parameter."""
         if len(shape) < 2:
             return Plan(shape)
         sign = 1 if self.ties == "last" else -1
         second, largest = sorted(range(len(shape)), key=lambda axis: (shape[axis], sign * axis))[-2:]
-        if shape[second] < self.min_dim:
-            return Plan(shape)
-        if self.refuse == "rows not last" and second != max(axis for axis in range(len(shape)) if axis != largest):
-            raise _unhandled(shape, name, self.refuse)
-        return Plan(shape, *_pair(second, largest))
+        return Plan(shape, *_pair(second, largest)) if shape[second] >= self.min_dim else Plan(shape)
 
 
 @dataclass(frozen=True)
@@ -195,21 +128,13 @@ class explicit(Rule):
     Args:
         rows, cols: axis numbers; both empty: not factored.
         batch: axes along which the parameter is a stack of separate ones (scanned layers, experts).
-        rank: the number of axes that a parameter must have; None is any that has those named.
     """
 
     rows: Shape
     cols: Shape
     batch: Shape
-    rank: int | None = None
 
-    def __init__(
-        self,
-        rows: int | Sequence[int],
-        cols: int | Sequence[int],
-        batch: int | Sequence[int] = (),
-        rank: int | None = None,
-    ) -> None:
+    def __init__(self, rows: int | Sequence[int], cols: int | Sequence[int], batch: int | Sequence[int] = ()) -> None:
         for field, given in (("rows", rows), ("cols", cols), ("batch", batch)):
             axes = (given,) if isinstance(given, int) else tuple(given)
             if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
@@ -217,16 +142,11 @@ class explicit(Rule):
             object.__setattr__(self, field, axes)
         if bool(self.rows) != bool(self.cols):
             raise refusal("rows and cols", "both given or both empty", (self.rows, self.cols))
-        if rank is not None:
-            check_number("rank", rank, at_least=0, whole=True)
-        object.__setattr__(self, "rank", rank)
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter; an axis that it does not have is refused with the parameter's name."""
         who = f"of the rule for {_who(shape, name)}"
         rank = len(shape)
-        if self.rank not in (None, rank):
-            raise refusal(f"rank {who}", str(rank), self.rank, "Give it a rule of its own with by_name.")
         used: list[int] = []
         for axis in (*self.rows, *self.cols, *self.batch):
             if not -rank <= axis < rank:
@@ -236,6 +156,48 @@ class explicit(Rule):
             raise refusal(f"axes {who}", "different from each other", (self.rows, self.cols, self.batch))
         rows, cols, batch = (tuple(sorted(a % rank for a in axes)) for axes in (self.rows, self.cols, self.batch))
         return Plan(shape, rows, cols, batch)
+
+
+@dataclass(frozen=True)
+class limited(Rule):
+    """`rule` for the shapes that an original can handle; others are refused with the way out.
+
+    Args:
+        rule: what to do with the shapes that are left.
+        axes: (fewest, most) axes that a parameter may have.
+        rows_last: the longer of the two factored axes apart, the other must be the last one (praxis: elsewhere the
+            original divides by a mean over another axis).
+    """
+
+    rule: Rule
+    axes: tuple[int, int] | None = None
+    rows_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_rule("rule", self.rule)
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether the rule looks at the parameter's name."""
+        return self.rule.needs_names
+
+    def plan(self, shape: Shape, name: str) -> Plan:
+        """The plan for one parameter."""
+        if self.axes is not None and not self.axes[0] <= len(shape) <= self.axes[1]:
+            fewest, most = self.axes
+            must = f"with {most} axes" if fewest == most else f"with at most {most} axes"
+            remedy = (
+                "Say which axes are rows, columns and batch: factor_map in recipes.t5x, or factoring=explicit(...)."
+            )
+            raise refusal(f"the {_who(shape, name)}", must, shape, remedy)
+        decided = self.rule.plan(shape, name)
+        if self.rows_last and decided.factored:
+            second, largest = sorted((*decided.rows, *decided.cols), key=lambda axis: (shape[axis], -axis))
+            if second != max(axis for axis in range(len(shape)) if axis != largest):
+                must = "one whose second largest axis is the last without the largest"
+                remedy = "The original divides by a mean over another axis there; factoring=largest_two(...) does not."
+                raise refusal(f"the {_who(shape, name)}", must, shape, remedy)
+        return decided
 
 
 @dataclass(frozen=True)
@@ -264,8 +226,9 @@ class by_name(Rule):
 
     @property
     def needs_names(self) -> bool:
-        """Whether the name decides."""
-        return need_names(self.rules)
+        """Whether the name decides, here or in one of the rules."""
+        rules = [rule for _, rule in self.rules] + ([] if self.default is None else [self.default])
+        return need_names(self.rules) or any(rule.needs_names for rule in rules)
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter."""
@@ -281,31 +244,10 @@ def check_rule(argument: str, rule: object) -> None:
         raise refusal(argument, "a factoring rule", rule, "Use factoring.last_two, factoring.largest_two(128), ...")
 
 
-_REFUSED = {
-    "more than two axes": (
-        "with at most two axes",
-        "Name its axes: factor_map in recipes.t5x, or factoring=explicit(...).",
-    ),
-    "rows not last": (
-        "one whose second largest axis is the last without the largest",
-        "The original divides by a mean over another axis there; factoring=largest_two(...) is right for every shape.",
-    ),
-}
-
-
-def _unhandled(shape: Shape, name: str, why: str) -> ValueError:
-    must, remedy = _REFUSED[why]
-    return refusal(f"shape of {_who(shape, name)}", must, shape, remedy)
-
-
 def _who(shape: Shape, name: str) -> str:
-    return f"parameter {name!r} with shape {shape}" if name else f"shape {shape}"
+    return f"parameter {name!r} with shape {shape}" if name else f"parameter with shape {shape}"
 
 
 def _pair(first: int, second: int) -> tuple[Shape, Shape]:
     # Which of the two is called the row changes nothing that is computed: the smaller axis number is.
     return (min(first, second),), (max(first, second),)
-
-
-def _reduced(shape: Shape, axes: Shape) -> Shape:
-    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))

@@ -34,7 +34,8 @@ def split_lr(lr: ScalarOrSchedule | None) -> Group:
     `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
     gave last: where the two numbers differ, somebody else has written `lr`.
     """
-    check_schedule("lr", lr, at_least=0, remedy="This recipe has no default: give one." if lr is None else "")
+    if lr is not None:
+        check_schedule("lr", lr, at_least=0)
     if not callable(lr):
         return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
     first = float(as_schedule(lr)(1))
@@ -103,6 +104,8 @@ def check_group(group: Group) -> None:
     """Refuse a group whose fields, parameters or factoring rule cannot work; write its fields in their plain form."""
     recipe = recipe_of(group)
     check_flag("maximize", group["maximize"])
+    if recipe.lr is None:
+        check_schedule("lr", None, remedy="This recipe has no default: give one.")
     if recipe.needs_names and "param_names" not in group:
         remedy = "Pass model.named_parameters() instead of model.parameters()."
         for field in ("factoring", *PER_NAME):

@@ -43,7 +43,9 @@ def recipe_of(setting: Setting) -> Recipe:
 
 def kind_of(setting: Setting) -> str:
     """The arithmetic of a setting, a key of TOLERANCES."""
-    return "bfloat16 momentum" if recipe_of(setting).momentum_dtype == "bfloat16" else setting.dtype
+    recipe = recipe_of(setting)
+    narrow = recipe.beta1 is not None and recipe.momentum_dtype == "bfloat16"
+    return "bfloat16 momentum" if narrow else setting.dtype
 
 
 def tolerance(setting: Setting) -> float:

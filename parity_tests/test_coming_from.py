@@ -1,4 +1,4 @@
-"""docs/coming_from.md: every original has its section, and the lines to write compute what the lines to delete did."""
+"""docs/coming_from.md: every original has its section, and its new line keeps the arguments of the old one."""
 
 import re
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_the_new_line_builds_an_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.ORIGINALS if name != "paper"])
-def test_the_new_line_computes_what_the_old_one_does(name: str) -> None:
+def test_the_new_line_keeps_the_arguments_of_the_old_one(name: str) -> None:
     (new,), (old, *_) = lines(BY_NAME[name], "+"), lines(BY_NAME[name], "-")
     found: dict[str, Any] = {
         "adafactor_jax": Noted(), "adafactor_torch": Noted(), "model": torch.nn.Linear(3, 4), "recipes": recipes

@@ -115,11 +115,13 @@ def test_the_equations_of_settings_that_no_draw_reaches(changes: dict[str, Any])
 
 
 def test_batch_axes_and_rules_by_name_are_described() -> None:
-    rule = factoring.by_name({"expert": factoring.explicit(1, 2, 0), "head": factoring.explicit((), (), 0, rank=2)})
+    rule = factoring.by_name(
+        {"expert": factoring.explicit(1, 2, 0), "head": factoring.limited(factoring.explicit((), (), 0), axes=(2, 2))}
+    )
     text = Recipe(factoring=rule).describe()
     assert "Every index of the batch axes is a parameter of its own" in text
     assert "rows 1, columns 2, batch 0, where the name has 'expert'" in text
-    assert "none, batch 0, of 2 axes, where the name has 'head'" in text
+    assert "none, batch 0 (2 axes only), where the name has 'head'" in text
     assert "last two axes, for every other name" in text
     assert "batch" not in Recipe().describe()
     refusing = factoring.by_name({"a": factoring.no_factoring}, default=None)
@@ -163,15 +165,16 @@ BY_NAME = factoring.by_name({"a": factoring.explicit(0, 1), "b": factoring.no_fa
         ({"factoring": factoring.as_matrix}, "factoring", "all axes, reshaped to a matrix"),
         ({"factoring": factoring.largest_two(128)}, "factoring", "two largest axes >= 128"),
         (
-            {"factoring": factoring.largest_two(8, "first", "rows not last")},
+            {"factoring": factoring.limited(factoring.largest_two(8, "first"), (0, 3), rows_last=True)},
             "factoring",
-            "two largest axes >= 8, of equal ones the first (rows not last: refused)",
+            "two largest axes >= 8, of equal ones the first (at most 3 axes only, the shorter one the last without the "
+            "longer)",
         ),
         ({"factoring": factoring.leading_or_last_two(17)}, "factoring", "axes 0 and 1, else the last two, if >= 17"),
         (
-            {"factoring": factoring.explicit((0, 1), -1, 2, 4)},
+            {"factoring": factoring.limited(factoring.explicit((0, 1), -1, 2), (4, 4))},
             "factoring",
-            "rows 0 and 1, columns -1, batch 2, of 4 axes",
+            "rows 0 and 1, columns -1, batch 2 (4 axes only)",
         ),
         ({"factoring": BY_NAME}, "factoring", "by name: 2 rules, else last two axes"),
         ({"factoring": factoring.by_name({"a": BY_NAME}, None)}, "factoring", "by name: 1 rule, no others"),

@@ -129,6 +129,7 @@ INJECTED: dict[str, dict[str, Any]] = {
         "decay_before_scale": True,
         "state_dtype": "param",
     },
+    "power of lr": {"learning_rate": 0.5, "weight_decay": 0.1, "weight_decay_by": 2.0},
     "L2": {"weight_decay": 0.1, "weight_decay_by": "grad", "weight_decay_mask": {"layer": True, "scale": False}},
 }
 

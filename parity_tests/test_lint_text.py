@@ -33,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
         ("torch.optim.Adafactor(p, lr={1, 2})", "lr must be a literal, got {1, 2}."),
         (
             "optax.adafactor(optax.cosine_decay_schedule(1e-3, 100))",
-            "Put a number in its place, and where it is a schedule",
+            "Put a number in its place here, and where it is a schedule",
         ),
-        ("flax.optim.Adafactor(lambda t: 1 / t)", "adafactor_torch.Adafactor(..., lr=schedule)"),
+        ("flax.optim.Adafactor(lambda t: 1 / t)", "recipes.<name>(learning_rate=schedule, ...)"),
         (
             "optax.adafactor(weight_decay_mask=mask)",
             "weight_decay_mask must be a literal, got mask. Leave it out here and",
@@ -151,10 +151,15 @@ def test_nothing_is_executed(where: str, tmp_path: Path) -> None:
     ("arguments", "status", "out", "err"),
     [
         (["torch.optim.Adafactor(p, foreach=True)"], 0, "No effect, whatever the value\n  foreach = True\n", ""),
-        (["transformers.Adafactor(p, lr=1e-4)"], 1, "transformers.Adafactor: REFUSED\n\nlr must be None", ""),
+        (
+            ["transformers.Adafactor(p, lr=1e-4)"],
+            1,
+            "transformers.Adafactor: THE ORIGINAL REFUSES IT\n\nlr must be None",
+            "",
+        ),
         (["torch.optim.Adafactor(p, lr=lr)"], 2, "", "adafactor lint: lr must be a literal, got lr."),
         (["Adafactor(p)"], 2, "", "adafactor lint: Adafactor is called in several libraries."),
-        (["Adafactor(p)", "--from", "torch"], 0, "Adafactor, read as torch.optim.Adafactor: reproduced exactly\n", ""),
+        (["Adafactor(p)", "--from", "torch"], 0, "Adafactor, read as torch.optim.Adafactor: reproduced\n", ""),
     ],
 )
 def test_the_command(arguments: list[str], status: int, out: str, err: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,3 +193,20 @@ def test_no_framework_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_groups_written_out_are_said_not_to_be_looked_at() -> None:
+    groups = "[{'params': a, 'lr': 1e-3}, {'params': b}]"
+    for text in (f"timm.optim.Adafactor({groups}, lr=1e-2)", f"timm.optim.Adafactor(lr=1e-2, params={groups})"):
+        assert any("parameter groups are not looked at" in remark for remark in lint(text).remarks)
+    assert not lint("timm.optim.Adafactor([a, b], lr=1e-2)").remarks
+
+
+def test_the_verdict_says_who_refuses() -> None:
+    calls = {
+        "transformers.Adafactor(p, relative_step=False)": "the original refuses it",
+        "pytorch_optimizer.AdaFactor(p, ams_bound=True)": "not reproduced here",
+        "transformers.Adafactor(p, eps=(0.0, 1e-3))": "not taken here",
+        "transformers.Adafactor(p)": "reproduced",
+    }
+    assert {text: lint(text).verdict for text in calls} == calls

@@ -3,14 +3,17 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import adafactor_jax
 import adafactor_torch
-from adafactor_spec import Recipe, factoring, recipes, replace, schedules
+from adafactor_spec import Recipe, errors, factoring, recipes, replace, schedules
 
 NAN = float("nan")
+NO: Any = np.False_
+WITHOUT_ARGUMENTS: Any = lambda: 1e-3  # noqa: E731 - keras takes such a function
 # A bad value for every argument, by the original's name for it. `...`: any value is taken, the argument has no effect.
 FAIRSEQ: dict[str, Any] = {
     "lr": 1e-3, "eps": 1e-30, "clip_threshold": None, "decay_rate": 0.8, "beta1": 1.5, "weight_decay": -0.1,
@@ -140,11 +143,20 @@ def test_a_refusal_names_the_originals_argument(recipe: str, argument: str) -> N
             r"lr must be a positive number .*Give the peak here",
         ),
         (lambda: recipes.pytorch_optimizer(lr=None, relative_step=False), r"lr must be a number with relative_step"),
+        (
+            lambda: recipes.keras(WITHOUT_ARGUMENTS),
+            r"learning_rate must be a function of the step, got .*takes 0 positional arguments",
+        ),
+        (lambda: recipes.big_vision(wd_mults={"(": 1.0}), r"wd_mults must be regular expressions, got '\('"),
+        (lambda: recipes.big_vision_cappa(total_steps=100), "total_steps must be greater than 10000, got 100"),
+        (lambda: recipes.kohya_finetune(warmup_steps=0), "warmup_steps must be at least 1, got 0"),
+        (lambda: recipes.keras(beta_2_decay=0.8), "beta_2_decay must be at most 0, got 0.8"),
+        (lambda: recipes.colossalai(relative_step=NO), "relative_step must be True, got .*recipes.transformers"),
         (lambda: recipes.praxis(), r"decay_method must be 'pow' or 'adam', got ''"),
         (lambda: recipes.praxis(decay_method="adam"), r"decay_adam must be in \(0, 1\), got 0.0"),
         (
             lambda: recipes.praxis(decay_method="pow", decay_pow=0.8, beta1=0.9),
-            r"quantized_dtype must be one of .*, got 'int8'. A momentum in integers",
+            r"quantized_dtype must be 'bfloat16' or 'float32' where beta1 is not 0, got 'int8'.*not reproduced",
         ),
     ],
 )
@@ -162,6 +174,10 @@ def test_arguments_that_contradict_each_other(call: Any, message: str) -> None:
         (recipes.timm(caution=True), recipes.timm()),
         (recipes.pytorch_optimizer(lr=0.5), recipes.pytorch_optimizer()),
         (recipes.colossalai(lr=0.5), recipes.colossalai()),
+        (recipes.tensor2tensor(multiply_by_parameter_scale=NO),
+         recipes.tensor2tensor(multiply_by_parameter_scale=False)),
+        (recipes.praxis(decay_method="pow", decay_pow=0.8, quantized_dtype=np.int8),
+         recipes.praxis(decay_method="pow", decay_pow=0.8)),
         (recipes.kohya(beta1=0.9), recipes.transformers(beta1=0.9)),
         (recipes.pytorch_optimizer(betas=(None, 0.9), momentum_dtype="float16", eps1=1e-7),
          recipes.pytorch_optimizer(betas=(None, 0.9), eps1=1e-7)),
@@ -177,6 +193,25 @@ def test_what_has_no_effect(one: Recipe, other: Recipe) -> None:
     assert one.effective() == other.effective()
 
 
+def test_who_refuses_is_said() -> None:
+    for call in (
+        lambda: recipes.transformers(lr=1.0),
+        lambda: recipes.praxis(),
+        lambda: recipes.timm(lr=1.0, warmup_init=True),
+        lambda: recipes.t5x(factored=False, factor_map={}),
+    ):
+        with pytest.raises(errors.OriginalRefuses):
+            call()
+    for call in (
+        lambda: recipes.fairseq(lr=1.0, relative_step=False),
+        lambda: recipes.pytorch_optimizer(ams_bound=True),
+        lambda: recipes.timm(betas=(0.9, 0.9), caution=True),
+        lambda: recipes.mesh_tensorflow(stacked_dim_names=["d0"]),
+    ):
+        with pytest.raises(errors.NotReproduced, match=r"It is not reproduced\."):
+            call()
+
+
 def test_a_recipe_without_a_learning_rate_must_be_given_one() -> None:
     params = [torch.nn.Parameter(torch.ones(3))]
     for name in ("t5x", "flax", "algoperf"):
@@ -186,6 +221,8 @@ def test_a_recipe_without_a_learning_rate_must_be_given_one() -> None:
             adafactor_torch.Adafactor(params, recipe=name)
         adafactor_jax.adafactor(0.1, recipe=name)
         assert adafactor_torch.Adafactor(params, lr=0.1, recipe=name).param_groups[0]["lr"] == 0.1
+        groups = [{"params": params, "lr": 0.2}]
+        assert adafactor_torch.Adafactor(groups, recipe=name).param_groups[0]["lr"] == 0.2
     with pytest.raises(ValueError, match="The original has no default"):
         recipes.t5x().at(1)
 

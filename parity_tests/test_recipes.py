@@ -35,7 +35,7 @@ NAN = float("nan")
         ({"momentum_rounding": "never"}, r"momentum_rounding must be one of"),
         ({"weight_decay": -0.1}, r"weight_decay must be at least 0, got -0.1"),
         ({"weight_decay_by": "alpha"}, r"weight_decay_by must be one of 'step', 'lr', 'one', 'grad', got 'alpha'"),
-        ({"decay_before_scale": True}, r"weight_decay_by must be 'lr' or 'one' with decay_before_scale=True"),
+        ({"decay_before_scale": True}, r"weight_decay_by must be 'lr', 'one' or a number with decay_before_scale=True"),
         ({"state_dtype": "bfloat16"}, r"state_dtype must be one of None, 'param', got 'bfloat16'"),
     ],
 )  # fmt: skip
@@ -132,7 +132,8 @@ def test_torch_and_optax_defaults() -> None:
     optax = recipes.optax()
     assert optax.lr == 1.0 and not optax.relative_step and optax.factoring == factoring.largest_two(128)
     assert recipes.optax(learning_rate=abs).lr == schedules.zero_based(abs)
-    assert recipes.optax(clipping_threshold=0).clipping_threshold is None
+    assert recipes.optax(weight_decay_rate=abs).weight_decay == schedules.zero_based(abs)
+    assert recipes.torch(d=float("inf")).effective().clipping_threshold is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,16 @@ def test_torch_and_optax_defaults() -> None:
 def test_a_function_out_of_range_is_refused_when_it_is_given(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^{next(iter(fields))}\(1\) must be .*, got .*is called with t = 1, 2"):
         Recipe(**fields)
+
+
+def test_a_power_of_the_learning_rate_has_one_spelling() -> None:
+    by = [Recipe(weight_decay=0.1, weight_decay_by=by).weight_decay_by for by in (0, 1.0, 2, "step")]
+    assert by == ["one", "lr", 2, "step"]
+    with pytest.raises(ValueError, match=r"weight_decay_by must be one of .*, got None. A number is the power of the"):
+        Recipe(weight_decay_by=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weight_decay_by must be at least 0, got -1"):
+        Recipe(weight_decay_by=-1)
+    assert Recipe(multiply_by_parameter_scale=np.False_).multiply_by_parameter_scale is False  # type: ignore[arg-type]
 
 
 def test_fields_without_effect_do_not_make_another_algorithm() -> None:

@@ -183,10 +183,12 @@ def test_a_recipe_without_a_learning_rate_gets_one_and_it_is_said(printed: Any) 
 
 
 def test_no_difference_is_said(printed: Any) -> None:
-    assert printed("paper", "paper") == "paper and paper are the same recipe.\n"
+    assert printed("paper", "paper") == "With their defaults paper and paper are the same recipe.\n"
     text = printed("paper", "torch")
     assert "eps1_mode" in text
     assert "both compute the same" in text and "RMS of the update" not in text
+    assert "names, or later: eps1, eps1_mode, state_dtype." in " ".join(text.split())
+    assert "Such a sample" not in printed("paper", "transformers")
     assert "both compute the same" not in printed("paper", "keras")
 
 

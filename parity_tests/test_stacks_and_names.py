@@ -1,5 +1,7 @@
 """Stacked layers, banks of experts, T5X's axis rules, and fields that depend on the parameter's name."""
 
+import enum
+import re
 from typing import Any
 
 import jax
@@ -132,14 +134,40 @@ def test_bad_axis_rules_are_refused(arguments: dict[str, Any], message: str) -> 
 
 
 def test_t5x_refuses_what_it_has_no_rule_for() -> None:
-    with pytest.raises(ValueError, match=r"shape of parameter 'w' .* at most two axes.*factor_map in recipes.t5x"):
+    with pytest.raises(ValueError, match=r"^the parameter 'w' .* at most 2 axes, .*factor_map in recipes.t5x"):
         factoring.plan(recipes.t5x(1e-2).factoring, (2, 3, 4), "w")
     rules = recipes.t5x(1e-2, factor_map=[("wi", ("BATCH", "ROW", "COLUMN"))]).factoring
     with pytest.raises(ValueError, match=r"found by 'wi', got 'embedding'. Add a pattern"):
         factoring.plan(rules, (200, 150), "embedding")
-    with pytest.raises(ValueError, match=r"rank of the rule for parameter 'wi' .* must be 2, got 3"):
+    with pytest.raises(ValueError, match=r"^the parameter 'wi' .* must be with 3 axes"):
         factoring.plan(rules, (200, 150), "wi")
+    two = recipes.t5x(1e-2, factor_map={"none": None, "size": "HEURISTIC_RULE", ".*": ("ROW", "COLUMN")}).factoring
+    assert not factoring.plan(two, (200, 150, 2), "none").factored and factoring.plan(two, (200, 150), "size").factored
+    with pytest.raises(ValueError, match="must be with 2 axes"):
+        factoring.plan(two, (5,), "bias")
     assert factoring.plan(recipes.t5x(1e-2, factored=False).factoring, (2, 3, 4), "w") == factoring.Plan((2, 3, 4))
+
+
+class _HParamMap:
+    """What T5X's own looks like."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        self._rules = [(re.compile(pattern), value) for pattern, value in pairs]
+
+
+def test_t5x_s_own_objects_are_taken() -> None:
+    role = enum.Enum("role", {"BATCH": 1, "ROW": 2, "COLUMN": 3})
+    own: Any = _HParamMap([("wi", (role.BATCH, role.ROW, role.COLUMN)), (".*", None)])
+    written = recipes.t5x(1e-2, factor_map=[("wi", ("BATCH", "ROW", "COLUMN")), (".*", None)])
+    assert recipes.t5x(1e-2, factor_map=own) == written
+
+
+def test_names_decide_inside_a_rule_for_all_names() -> None:
+    inner = factoring.by_name({"bias": factoring.no_factoring})
+    assert (
+        factoring.by_name({".*": inner}).needs_names and not factoring.by_name({".*": factoring.last_two}).needs_names
+    )
+    assert factoring.limited(inner, (0, 2)).needs_names
 
 
 def test_the_first_rule_found_in_a_name_decides() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import check_flag, check_number, refusal
+from .._names import check_patterns
+from ..errors import NotReproduced, OriginalRefuses, check_flag, check_number, refusal
 from ..schedules import ScalarOrSchedule, check_schedule, zero_based
 
 TINY: dict[str, Any] = {
@@ -48,19 +49,38 @@ def of_count(argument: str, lr: ScalarOrSchedule | None) -> ScalarOrSchedule | N
     return schedule
 
 
+def original_refuses(argument: str, must: str, got: object, remedy: str) -> OriginalRefuses:
+    """The error to raise for what the original refuses, too."""
+    return OriginalRefuses(str(refusal(argument, must, got, remedy)))
+
+
+def not_reproduced(argument: str, must: str, got: object, why: str, remedy: str = "") -> NotReproduced:
+    """The error to raise for what an original does and this project does not."""
+    return NotReproduced(str(refusal(argument, must, got, f"{why} It is not reproduced. {remedy}".strip())))
+
+
 def unsupported(argument: str, value: object, neutral: object, why: str, remedy: str) -> None:
     """Refuse an argument that is not the `neutral` one: what it does is not part of an Adafactor's definition here."""
     if value != neutral:
-        raise refusal(argument, f"{neutral!r} here", value, f"{why} {remedy}".strip())
+        raise not_reproduced(argument, f"{neutral!r} here", value, why, remedy)
+
+
+def of_the_optimizer(argument: str, value: object, remedy: str) -> None:
+    """Refuse an argument that is given to the optimizer here, and not to a recipe."""
+    if value is not None and value is not False:
+        raise refusal(argument, f"{None if argument == 'weight_decay_mask' else False} in a recipe", value, remedy)
 
 
 def pairs_of(argument: str, rules: Any) -> dict[str, Any]:
     """{pattern: value} of a mapping or of (pattern, value) pairs; of equal patterns the first one counts."""
+    if hasattr(rules, "_rules"):  # T5X's HParamMap
+        rules = [(getattr(pattern, "pattern", pattern), value) for pattern, value in rules._rules]
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise refusal(argument, "a dict or pairs of a regular expression and a value", rules)
     found: dict[str, Any] = {}
     for pair in pairs:
         check_pair(argument, pair, "(regular expression, value)")
+        check_patterns(argument, {pair[0]: pair[1]})
         found.setdefault(pair[0], pair[1])
     return found

@@ -1,9 +1,18 @@
 from collections.abc import Sequence
 
 from .._recipe import Recipe
-from ..errors import check_number, refusal, refuse_unknown_keywords
-from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay, product, relative_step
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_flags, check_optional, check_pair, check_threshold
+from ..errors import check_flag, check_number, refuse_unknown_keywords
+from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay, product
+from ._arguments import (
+    NEGATIVE_EXPONENT,
+    TINY,
+    check_flags,
+    check_optional,
+    check_pair,
+    check_threshold,
+    not_reproduced,
+    original_refuses,
+)
 
 _REMEDIES = {
     "betas": "Use beta1; there is no beta2 but decay_rate.",
@@ -51,14 +60,14 @@ def transformers(
     return _recipe(
         "transformers",
         lr,
-        eps=eps,
-        clip_threshold=clip_threshold,
-        decay_rate=decay_rate,
-        beta1=beta1,
-        weight_decay=weight_decay,
-        scale_parameter=scale_parameter,
-        relative_step=relative_step,
-        warmup_init=warmup_init,
+        eps,
+        clip_threshold,
+        decay_rate,
+        beta1,
+        weight_decay,
+        scale_parameter,
+        relative_step,
+        warmup_init,
     )
 
 
@@ -116,21 +125,12 @@ def fairseq(
     Source: facebookresearch/fairseq at 3d262bb, fairseq/optim/adafactor.py.
     """
     recipe = _recipe(
-        "fairseq",
-        lr,
-        eps=eps,
-        clip_threshold=clip_threshold,
-        decay_rate=decay_rate,
-        beta1=beta1,
-        weight_decay=weight_decay,
-        scale_parameter=scale_parameter,
-        relative_step=relative_step,
-        warmup_init=warmup_init,
+        "fairseq", lr, eps, clip_threshold, decay_rate, beta1, weight_decay, scale_parameter, relative_step, warmup_init
     )
     if scale_parameter and not relative_step:
-        why = "The original then multiplies its lr by RMS(p) with every parameter and step, which is not reproduced."
-        remedy = f"{why} Use scale_parameter=False, or recipes.transformers, which scales once."
-        raise refusal("scale_parameter", "False with relative_step=False", scale_parameter, remedy)
+        why = "The original multiplies its lr by RMS(p) again with every parameter and step."
+        remedy = "Use scale_parameter=False, or recipes.transformers, which scales once."
+        raise not_reproduced("scale_parameter", "False with relative_step=False", scale_parameter, why, remedy)
     return recipe
 
 
@@ -162,30 +162,26 @@ def colossalai(
 
     Source: hpcaitech/ColossalAI at 4f9953b, colossalai/nn/optimizer/adafactor.py.
     """
-    if relative_step is False:
+    check_flag("relative_step", relative_step)
+    if not relative_step:
         why = "The original sets lr to None and fails at its first step."
-        raise refusal("relative_step", "True", relative_step, f"{why} recipes.transformers takes an lr.")
+        raise original_refuses("relative_step", "True", relative_step, f"{why} recipes.transformers takes an lr.")
     recipe = _recipe(
         "ColossalAI",
         None,
-        eps=eps,
-        clip_threshold=clip_threshold,
-        decay_rate=decay_rate,
-        beta1=beta1,
-        weight_decay=weight_decay,
-        scale_parameter=scale_parameter,
-        relative_step=relative_step,
-        warmup_init=warmup_init,
+        eps,
+        clip_threshold,
+        decay_rate,
+        beta1,
+        weight_decay,
+        scale_parameter,
+        relative_step,
+        warmup_init,
     )
     fields = vars(recipe) | {"multiply_by_parameter_scale": False}
     if scale_parameter:
-        fields |= {"lr": product(eps[1], _relative_step_of(warmup_init)), "relative_step": False}
+        fields |= {"lr": product(eps[1], recipe.rho), "relative_step": False}
     return Recipe(**fields)
-
-
-def _relative_step_of(warmup_init: bool) -> relative_step:
-    """min(1e-2, t^-1/2), or min(1e-6 t, t^-1/2) with warmup_init."""
-    return relative_step(_base(warmup_init))
 
 
 def _base(warmup_init: bool) -> ScalarOrSchedule:
@@ -195,7 +191,6 @@ def _base(warmup_init: bool) -> ScalarOrSchedule:
 def _recipe(
     original: str,
     lr: ScalarOrSchedule | None,
-    *,
     eps: Sequence[float],
     clip_threshold: float,
     decay_rate: float,
@@ -208,15 +203,15 @@ def _recipe(
     check_flags(scale_parameter=scale_parameter, relative_step=relative_step, warmup_init=warmup_init)
     if lr is not None and relative_step:
         remedy = f"{original} refuses both together: add relative_step=False to use this lr, or leave lr out."
-        raise refusal("lr", "None with relative_step=True", lr, remedy)
+        raise original_refuses("lr", "None with relative_step=True", lr, remedy)
     if lr is None and not relative_step:
         remedy = f"{original} fails at its first step without one: give lr."
-        raise refusal("lr", "a number with relative_step=False", lr, remedy)
+        raise original_refuses("lr", "a number with relative_step=False", lr, remedy)
     if lr is not None:
         check_schedule("lr", lr, at_least=0)
     if warmup_init and not relative_step:
         remedy = f"{original} refuses both together: leave warmup_init out, and warm lr up with a schedule."
-        raise refusal("warmup_init", "False with relative_step=False", warmup_init, remedy)
+        raise original_refuses("warmup_init", "False with relative_step=False", warmup_init, remedy)
     check_pair("eps", eps, "(added to g^2, smallest parameter scale)")
     check_number("eps[0]", eps[0], **TINY)
     check_number("eps[1]", eps[1], at_least=0)

@@ -6,7 +6,7 @@ from .._recipe import Recipe
 from ..errors import check_number, refusal, refuse_unknown_keywords
 from ..factoring import Rule, largest_two, last_two, no_factoring
 from ..schedules import ScalarOrSchedule, check_schedule, power_decay, product, relative_step
-from ._arguments import TINY, check_flags, check_threshold, unsupported
+from ._arguments import TINY, check_flags, check_threshold, not_reproduced, unsupported
 
 _REMEDIES = {
     "lr": "Use learning_rate.",
@@ -103,9 +103,9 @@ def mesh_tensorflow(
     Source: tensorflow/mesh at da90793, mesh_tensorflow/optimize.py.
     """
     if stacked_dim_names:
-        why = "The original clips by the RMS of the whole stack although it scales per index, which is not reproduced."
-        remedy = f"{why} factoring=explicit(rows, cols, batch=...) treats a stack as separate parameters."
-        raise refusal("stacked_dim_names", "None or empty here", stacked_dim_names, remedy)
+        why = "The original clips by the RMS of the whole stack although it scales per index."
+        remedy = "factoring=explicit(rows, cols, batch=...) treats a stack as separate parameters."
+        raise not_reproduced("stacked_dim_names", "None or empty here", stacked_dim_names, why, remedy)
     check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     excluded = exclude_from_parameter_scale or ()
@@ -147,7 +147,7 @@ def _recipe(
     check_number("epsilon2", epsilon2, at_least=0)
     lr: ScalarOrSchedule = 1e-2 if learning_rate is None else learning_rate
     relative = learning_rate is None
-    if relative and scaled is False:
+    if relative and not isinstance(scaled, per_name) and not scaled:
         lr, relative = product(0.05, relative_step(1e-2)), False
     return Recipe(
         lr=lr,

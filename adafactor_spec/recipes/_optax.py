@@ -2,10 +2,18 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, refuse_unknown_keywords
 from ..factoring import largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
-from ._arguments import POSITIVE_EXPONENT, TINY, check_flags, check_optional, of_count
+from ._arguments import (
+    POSITIVE_EXPONENT,
+    TINY,
+    check_flags,
+    check_optional,
+    check_threshold,
+    of_count,
+    of_the_optimizer,
+)
 
 
 @refuse_unknown_keywords({"lr": "optax calls it learning_rate.", "beta1": "optax calls it momentum."})
@@ -18,7 +26,7 @@ def optax(
     clipping_threshold: float | None = 1.0,
     momentum: float | None = None,
     dtype_momentum: Any = "float32",
-    weight_decay_rate: float | None = None,
+    weight_decay_rate: ScalarOrSchedule | None = None,
     eps: float = 1e-30,
     factored: bool = True,
     weight_decay_mask: None = None,
@@ -36,27 +44,26 @@ def optax(
         decay_rate: exponent of beta2_t = 1 - t^-decay_rate.
         decay_offset: subtracted from t in beta2_t.
         multiply_by_parameter_scale: multiply by max(1e-3, RMS(p)).
-        clipping_threshold: of RMS(u), None or 0 is off.
+        clipping_threshold: of RMS(u), None is off.
         momentum: decay of an average of the step, None is off.
         dtype_momentum: its storage dtype; a 16-bit one is multiplied by the decay in 16 bits.
-        weight_decay_rate: times p, not times the learning rate; None is off.
+        weight_decay_rate: times p, not times the learning rate: a number or a schedule of optax's count; None is off.
         eps: added to g^2.
         factored: False keeps the second moment whole.
         weight_decay_mask: belongs to the optimizer: adafactor_jax.adafactor(..., weight_decay_mask=...).
 
     Source: optax 0.2.8, optax/_src/alias.py and optax/_src/factorized.py.
     """
-    if weight_decay_mask is not None:
-        remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
-        raise refusal("weight_decay_mask", "None in a recipe", weight_decay_mask, remedy)
+    remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
+    of_the_optimizer("weight_decay_mask", weight_decay_mask, remedy)
     lr = of_count("learning_rate", learning_rate)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
     check_number("decay_offset", decay_offset, whole=True)
     check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
-    check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
+    check_threshold("clipping_threshold", clipping_threshold, optional=True)
     check_optional("momentum", momentum, at_least=0, below=1)
-    check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
+    decay = of_count("weight_decay_rate", weight_decay_rate)
     check_number("eps", eps, **TINY)
     return Recipe(
         lr=1.0 if lr is None else lr,
@@ -65,12 +72,12 @@ def optax(
         beta2=power_decay(decay_rate, offset=decay_offset),
         factoring=largest_two(min_dim_size_to_factor) if factored else no_factoring,
         eps1=eps,
-        clipping_threshold=clipping_threshold or None,
+        clipping_threshold=clipping_threshold,
         beta1=momentum,
         momentum_of="step",
         momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
-        weight_decay=weight_decay_rate or 0.0,
+        weight_decay=0.0 if decay is None else decay,
         weight_decay_by="one",
         state_dtype="param",
     )

@@ -3,13 +3,20 @@ from typing import Any
 
 from .._names import per_name
 from .._recipe import Recipe
-from ..dtypes import NAMES, name_of
 from ..errors import check_choice, check_number, refusal, refuse_unknown_keywords
-from ..factoring import largest_two, last_two, no_factoring
+from ..factoring import largest_two, last_two, limited, no_factoring
 from ..schedules import ScalarOrSchedule, adam_decay, power_decay
-from ._arguments import TINY, check_flags, check_optional, check_threshold, of_count, pairs_of, unsupported
-
-_INTEGERS = ("int8", "int16")
+from ._arguments import (
+    TINY,
+    check_flags,
+    check_optional,
+    check_threshold,
+    not_reproduced,
+    of_count,
+    original_refuses,
+    pairs_of,
+    unsupported,
+)
 
 
 @refuse_unknown_keywords(
@@ -61,7 +68,7 @@ def praxis(
         clip_threshold: of RMS(u), None is off.
         factored: False keeps the second moment whole.
         epsilon1_grad_sq_reg: added to g^2.
-        quantized_dtype: storage dtype of the momentum, a floating-point one where there is a momentum.
+        quantized_dtype: storage dtype of the momentum: bfloat16, float32 or (here) float64 where there is a momentum.
         respect_skip_lp_regularization: must be False, as the original asserts with a decay.
         sort_factored_second_moment_dims: factor the two largest axes, the first of equally long ones; else the
             last two.
@@ -86,7 +93,7 @@ def praxis(
     unsupported("respect_skip_lp_regularization", respect_skip_lp_regularization, False, skip, mask)
     remedy = "The original has no default: give decay_method='pow' with decay_pow=0.8, or 'adam' with decay_adam."
     if decay_method == "":
-        raise refusal("decay_method", "'pow' or 'adam'", decay_method, remedy)
+        raise original_refuses("decay_method", "'pow' or 'adam'", decay_method, remedy)
     check_choice("decay_method", decay_method, ("pow", "adam"))
     if decay_method == "adam":
         check_number("decay_adam", decay_adam, above=0, below=1)
@@ -97,7 +104,7 @@ def praxis(
     check_number("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg, **TINY)
     check_number("epsilon2_param_scale_reg", epsilon2_param_scale_reg, at_least=0)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    by_size = largest_two(min_dim_size_to_factor, ties="first", refuse="rows not last")
+    by_size = limited(largest_two(min_dim_size_to_factor, ties="first"), rows_last=True)
     sorted_or_last = by_size if sort_factored_second_moment_dims else last_two
     return Recipe(
         lr=of_count("learning_rate_fn", learning_rate_fn),
@@ -117,14 +124,14 @@ def praxis(
 
 
 def _momentum_dtype(dtype: Any, beta1: float) -> str | None:
-    if dtype in _INTEGERS:
-        if beta1:
-            why = "A momentum in integers is not reproduced."
-            must = "one of " + ", ".join(NAMES) + " where beta1 is not 0"
-            raise refusal("quantized_dtype", must, dtype, f"{why} Give 'bfloat16' or 'float32'.")
-        return None
-    named = name_of(dtype, "quantized_dtype")
-    return named if beta1 else None
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
+    if name in ("int8", "int16") and beta1:
+        raise not_reproduced(
+            "quantized_dtype", "'bfloat16' or 'float32' where beta1 is not 0", name, "It is an integer."
+        )
+    if name not in ("int8", "int16", "bfloat16", "float32", "float64"):
+        raise refusal("quantized_dtype", "one of int8, int16, bfloat16, float32, float64", dtype)
+    return name if beta1 else None
 
 
 def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> float | per_name:

@@ -2,9 +2,19 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, refuse_unknown_keywords
 from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_flags, check_optional, check_pair, check_threshold, unsupported
+from ._arguments import (
+    NEGATIVE_EXPONENT,
+    TINY,
+    check_flags,
+    check_optional,
+    check_pair,
+    check_threshold,
+    of_the_optimizer,
+    original_refuses,
+    unsupported,
+)
 
 
 @refuse_unknown_keywords({"eps": "Use eps1 and eps2.", "beta1": "Use betas=(beta1, 0.999).", "beta2": "Use betas."})
@@ -59,14 +69,14 @@ def pytorch_optimizer(
     flags = {"weight_decouple": weight_decouple, "fixed_decay": fixed_decay, "ams_bound": ams_bound}
     flags |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
     check_flags(**flags, cautious=cautious, maximize=maximize)
-    why = "The original takes the root of a root and divides by 1 - beta2_t, which is not reproduced."
+    why = "The original takes the root of a root and divides by 1 - beta2_t."
     unsupported("ams_bound", ams_bound, False, why, "amsgrad=True in the optimizer is the usual running maximum.")
     unsupported("cautious", cautious, False, "The mask of cautious optimizers is no part of the definition.", "")
-    unsupported("maximize", maximize, False, "", "Pass maximize=True to adafactor_torch.Adafactor.")
+    of_the_optimizer("maximize", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
     if lr is not None:
         check_schedule("lr", lr, at_least=0)
     elif not relative_step:
-        raise refusal("lr", "a number with relative_step=False", lr, "The original fails without one: give lr.")
+        raise original_refuses("lr", "a number with relative_step=False", lr, "It fails without one: give lr.")
     check_pair("betas", betas, "(beta1 or None, cap of beta2)")
     check_optional("betas[0]", betas[0], at_least=0, below=1)
     check_number("betas[1]", betas[1], at_least=0, below=1)

@@ -1,6 +1,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
@@ -112,17 +114,18 @@ def t5x(
     per index of it) or NONE. Several axes may be rows or columns. A rule for at most two axes without BATCH is ignored:
     those are factored by size, as in flax. More than two axes need a rule, and are refused without one.
 
-    With weight_decay_rate_lr_exponent e the decay is weight_decay_rate (1 where it is not given) times lr^e. A size-1
+    With weight_decay_rate_lr_exponent e the decay is weight_decay_rate (1 where it is None or 0) times lr^e. A size-1
     batch axis and a missing one are the same.
 
     Args:
         learning_rate: a number, or a function of the step that counts from 0; None: the optimizer must be given one.
         factored: False keeps the second moment whole, RMS(p) and RMS(u) over the whole tensor.
-        multiply_by_parameter_scale: a bool, or one for each pattern: pairs (regular expression, bool) or a dict; the
-            first pattern found in a name decides, and a name that none is found in is refused.
+        multiply_by_parameter_scale: a bool, or one for each pattern: an HParamMap, pairs (regular expression, bool) or
+            a dict; the first pattern found in a name decides, and a name that none is found in is refused.
         beta1, decay_rate, step_offset, clipping_threshold, weight_decay_rate, min_dim_size_to_factor, epsilon1,
             epsilon2, dtype_momentum: as in `flax`.
-        factor_map: the roles of the axes by name: pairs (regular expression, roles) or a dict.
+        factor_map: the roles of the axes by name: an HParamMap, pairs (regular expression, roles) or a dict. In place
+            of the roles None is not factored, and "HEURISTIC_RULE" by size.
         logical_factor_rules: {logical axis: role}, or "standard" or "moe" for T5X's own. They need
             `param_logical_axes` and then come before factor_map.
         weight_decay_rate_lr_exponent: see above.
@@ -134,8 +137,8 @@ def t5x(
     Source: google-research/t5x at cc342d4, t5x/adafactor.py; t5x/contrib/moe/adafactor_utils.py for "moe".
     """
     check_flags(factored=factored, skip_nan_updates=skip_nan_updates)
-    scaled = multiply_by_parameter_scale
-    if not isinstance(scaled, bool):
+    scaled: Any = multiply_by_parameter_scale
+    if not isinstance(scaled, bool | np.bool_):
         scaled = per_name(pairs_of("multiply_by_parameter_scale", scaled))
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, at_least=0)
@@ -154,7 +157,7 @@ def t5x(
         step_offset=step_offset,
         clipping_threshold=clipping_threshold,
         weight_decay_rate=(weight_decay_rate or 1.0) if exponent else weight_decay_rate,
-        weight_decay_by={0.0: "one", 1.0: "lr"}.get(exponent, exponent),
+        weight_decay_by=exponent,
         epsilon1=epsilon1,
         epsilon2=epsilon2,
         max_parameter_scale=max_parameter_scale,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import nearest, refusal
-from ..factoring import Rule, by_name, explicit, largest_two, no_factoring
-from ._arguments import pairs_of
+from ..factoring import Rule, by_name, explicit, largest_two, limited, no_factoring
+from ._arguments import original_refuses, pairs_of
 
 _STANDARD = {
     "vocab": "COLUMN",
@@ -47,7 +47,7 @@ def factoring_of(
     """The factoring rule that T5X's arguments of these names mean."""
     if not factored:
         if factor_map is not None:
-            raise refusal("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
+            raise original_refuses("factor_map", "None with factored=False", factor_map, "T5X refuses both together.")
         return no_factoring
     if param_logical_axes is not None:
         named_axes, roles_of = pairs_of("param_logical_axes", param_logical_axes), _logical_rules(logical_factor_rules)
@@ -57,14 +57,19 @@ def factoring_of(
         }
     elif factor_map is not None:
         rules = {
-            pattern: _rule(f"factor_map[{pattern!r}]", _named(f"factor_map[{pattern!r}]", roles), min_dim)
+            pattern: _written(f"factor_map[{pattern!r}]", roles, min_dim)
             for pattern, roles in pairs_of("factor_map", factor_map).items()
         }
     else:
         if logical_factor_rules is not None:
             _logical_rules(logical_factor_rules)
-        return largest_two(min_dim, refuse="more than two axes")
+        return _by_size(min_dim)
     return by_name(rules, default=None)
+
+
+def _by_size(min_dim: int, axes: tuple[int, int] = (0, 2)) -> Rule:
+    """T5X's heuristic rule, for at most two axes."""
+    return limited(largest_two(min_dim), axes=axes)
 
 
 def _logical_rules(rules: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
@@ -88,16 +93,20 @@ def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[
     roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
     if {"ROW", "COLUMN"} <= set(roles):
         if "NONE" in roles:
-            raise refusal(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles))
+            raise original_refuses(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles), "")
         return roles
     return [role if role == "BATCH" else "NONE" for role in roles]
 
 
-def _named(who: str, roles: Any) -> list[str]:
-    """The role of every axis, as it is written in a factor_map."""
+def _written(who: str, roles: Any, min_dim: int) -> Rule:
+    """A rule as it is written in a factor_map: a role for every axis, None, or T5X's HEURISTIC_RULE."""
+    if roles is None:
+        return no_factoring
+    if getattr(roles, "name", roles) in ("token", "HEURISTIC_RULE"):
+        return _by_size(min_dim)
     if not isinstance(roles, list | tuple):
-        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", roles)
-    return [_role(who, role) for role in roles]
+        raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis, or None", roles)
+    return _rule(who, [_role(who, role) for role in roles], min_dim)
 
 
 def _role(who: str, role: Any) -> str:
@@ -113,7 +122,7 @@ def _rule(who: str, roles: list[str], min_dim: int) -> Rule:
         tuple(axis for axis, role in enumerate(roles) if role == kind) for kind in ("ROW", "COLUMN", "BATCH")
     )
     if len(roles) <= 2 and not batch:  # T5X then ignores the rule and goes by size
-        return largest_two(min_dim, refuse="more than two axes")
+        return _by_size(min_dim, (len(roles), len(roles)))
     if bool(rows) != bool(cols):
         raise refusal(who, "both ROW and COLUMN or neither", tuple(roles))
-    return explicit(rows, cols, batch, rank=len(roles))
+    return limited(explicit(rows, cols, batch), axes=(len(roles), len(roles)))

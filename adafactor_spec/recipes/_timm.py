@@ -13,6 +13,8 @@ from ._arguments import (
     check_optional,
     check_pair,
     check_threshold,
+    not_reproduced,
+    original_refuses,
 )
 
 _CAUTION = "The mask of cautious optimizers is no part of the definition."
@@ -60,7 +62,7 @@ def timm(
         check_schedule("lr", lr, at_least=0)
         if warmup_init:
             remedy = "timm refuses both together: leave warmup_init out, and warm lr up with a schedule."
-            raise refusal("warmup_init", "False with an lr", warmup_init, remedy)
+            raise original_refuses("warmup_init", "False with an lr", warmup_init, remedy)
     check_number("eps", eps, **TINY)
     check_number("eps_scale", eps_scale, at_least=0)
     check_threshold("clip_threshold", clip_threshold, optional=False)
@@ -72,7 +74,7 @@ def timm(
     check_number("weight_decay", weight_decay, at_least=0)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     if caution and beta1 is not None:
-        raise refusal("caution", "False with betas", caution, _CAUTION)
+        raise not_reproduced("caution", "False with betas", caution, _CAUTION)
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
     return Recipe(
         lr=relative if lr is None else lr,
@@ -142,7 +144,7 @@ def timm_big_vision(
     check_number("weight_decay", weight_decay, at_least=0)
     check_threshold("clipping_threshold", clipping_threshold, optional=True)
     if caution and momentum is not None:
-        raise refusal("caution", "False with a momentum", caution, _CAUTION)
+        raise not_reproduced("caution", "False with a momentum", caution, _CAUTION)
     by: Any = "one" if unscaled_wd else "lr"
     if corrected_weight_decay:
         if not is_number(lr) or lr <= 0:  # type: ignore[operator]

@@ -1,7 +1,7 @@
 from .._recipe import Recipe
 from ..errors import check_number, refuse_unknown_keywords
 from ..schedules import power_decay
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, unsupported
+from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, of_the_optimizer
 
 
 @refuse_unknown_keywords(
@@ -28,7 +28,7 @@ def torch(
         lr: learning rate, a number.
         beta2_decay: minus the exponent of beta2_t = 1 - t^beta2_decay.
         eps: (floor, smallest parameter scale).
-        d: clipping threshold, at least 1.
+        d: clipping threshold, at least 1; inf is off.
         weight_decay: times lr.
         foreach: accepted and ignored, it does not change what is computed.
         maximize: belongs to the optimizer: adafactor_torch.Adafactor(..., maximize=True).
@@ -40,9 +40,9 @@ def torch(
     check_pair("eps", eps, "(floor or None, smallest scale)")
     check_optional("eps[0]", eps[0], **TINY)
     check_number("eps[1]", eps[1], at_least=0)
-    check_number("d", d, at_least=1)
+    check_number("d", d, at_least=1, infinite=True)
     check_number("weight_decay", weight_decay, at_least=0)
-    unsupported("maximize", maximize, False, "", "Pass maximize=True to adafactor_torch.Adafactor.")
+    of_the_optimizer("maximize", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
     return Recipe(
         lr=lr,
         relative_step=True,

@@ -36,9 +36,7 @@ def t5x_pretrain(
 
     Source: google-research/t5x, t5x/configs/runs/pretrain.gin and t5x/examples/t5/t5_1_1/base.gin.
     """
-    check_number("base_learning_rate", base_learning_rate, at_least=0)
-    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
-    schedule = product(base_learning_rate, inverse_sqrt(warmup_steps))
+    schedule = _rsqrt_decay(base_learning_rate, warmup_steps)
     return t5x(schedule, logical_factor_rules="standard", param_logical_axes=param_logical_axes)
 
 
@@ -96,9 +94,7 @@ def t5x_moe(
 
     Source: google-research/t5x, t5x/contrib/moe/adafactor_utils.py and t5x/contrib/moe/configs/runs/pretrain.gin.
     """
-    check_number("base_learning_rate", base_learning_rate, at_least=0)
-    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
-    schedule = product(base_learning_rate, inverse_sqrt(warmup_steps))
+    schedule = _rsqrt_decay(base_learning_rate, warmup_steps)
     return t5x(schedule, logical_factor_rules="moe", param_logical_axes=param_logical_axes)
 
 
@@ -134,6 +130,8 @@ def big_vision_cappa(total_steps: int = 366_500, warmup_steps: int = 10_000, *, 
 
     Source: google-research/big_vision, big_vision/configs/proj/cappa/pretrain.py.
     """
+    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
+    check_number("total_steps", total_steps, above=warmup_steps, whole=True)
     schedule = linear_warmup(cosine_decay(1.0, warmup_steps, total_steps), warmup_steps)
     mults = ((".*/kernel$", 1.0),) if by_kernel_name else None
     return big_vision(beta2_cap=0.999, lr=1e-3, wd=1e-4, wd_mults=mults, schedule=schedule)
@@ -194,6 +192,7 @@ def kohya_finetune(lr: float = 4e-7, warmup_steps: int = 100) -> Recipe:
 
     Source: kohya-ss/sd-scripts, docs/train_SDXL-en.md.
     """
+    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
     warm = zero_based(linear_warmup(lr, warmup_steps))
     return kohya(lr=warm, scale_parameter=False, relative_step=False, warmup_init=False)
 
@@ -222,3 +221,10 @@ def algoperf(
         beta1=0.9,
         quantized_dtype=quantized_dtype,
     )
+
+
+def _rsqrt_decay(base_learning_rate: float, warmup_steps: int) -> ScalarOrSchedule:
+    """T5X's factors "constant * rsqrt_decay", of the count."""
+    check_number("base_learning_rate", base_learning_rate, at_least=0)
+    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
+    return product(base_learning_rate, inverse_sqrt(warmup_steps))
