@@ -9,25 +9,29 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A PYTHON given by hand is part of the stamp's name, so that asking for another interpreter is not overlooked.
 STAMP := $(VENV)/.installed$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
+PEERS := $(STAMP)-peers
 
 # Settings of an active environment that would lead Python or pip out of $(VENV).
 unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help verify test lint format docs tables clean
+.PHONY: help verify test peers lint format docs tables clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS='...'     further arguments for verify and test, such as ARGS=--quick"
+	@echo "  ARGS='...'     further arguments for verify, test and peers, such as ARGS=--quick"
 	@echo "  PYTHON=...     the interpreter that $(VENV) is made with, 3.11 or newer (now: $(PYTHON))"
 
 verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machine.
 	$(BIN)/adafactor verify $(ARGS)
 
 test: $(STAMP) ## Run the whole test suite.
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+peers: $(PEERS) ## Step the installed originals and their recipes side by side; takes minutes.
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup parity_tests/peers $(ARGS)
 
 tables: $(STAMP) ## Show which recorded runs are matched and which faults they reject; takes minutes.
 	$(BIN)/python -m parity_tests.tables
@@ -58,4 +62,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($(PYTHON) -V)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(PIP) install --constraint constraints.txt pip
 	$(PIP) install --constraint constraints.txt --group dev --editable '.[all]'
+	@touch $@
+
+$(PEERS): $(STAMP)
+	$(PIP) install --constraint constraints.txt --group peers
+	$(PIP) install --constraint constraints.txt --group peers-alone --no-deps
 	@touch $@

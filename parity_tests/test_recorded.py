@@ -22,7 +22,14 @@ def name_of(setting: Setting) -> str:
     return f"{setting.implementation}-{setting.name}"
 
 
-@pytest.mark.parametrize("runner", replay.RUNNERS)
+# One process for all of JAX: it compiles an operator once for every shape, which takes longer than running it.
+RUNNERS = [
+    pytest.param(runner, marks=pytest.mark.xdist_group("recorded in JAX") if runner == "jax" else ())
+    for runner in replay.RUNNERS
+]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("setting", SUPPORTED, ids=name_of)
 def test_recorded_runs(setting: Setting, runner: str) -> None:
     assert_matched(setting, replay.replay(setting, replay.RUNNERS[runner]))

@@ -88,7 +88,9 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "scales": ({"eps2": 1.0, "max_parameter_scale": 0.5}, message("max_parameter_scale", "at least eps2 = 1.0", 0.5)),
     "decay first": (
         {"decay_before_scale": True, "weight_decay": 0.1},
-        message("weight_decay_by", "'lr' or 'one' with decay_before_scale=True", "step", "The decay comes before"),
+        message(
+            "weight_decay_by", "'lr', 'one' or a number with decay_before_scale=True", "step", "The decay comes before"
+        ),
     ),
 }
 
