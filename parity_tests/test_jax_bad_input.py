@@ -71,7 +71,7 @@ def test_numbers_out_of_range(argument: str, value: float) -> None:
         # Fields that contradict each other.
         (
             {"weight_decay": 0.1, "decay_before_scale": True},
-            "weight_decay_by must be 'lr', 'one' or a number with decay_before_scale=True, got 'step'. The decay comes ",
+            "weight_decay_by must be 'lr', 'one' or a number with decay_before_scale=True, got 'step'. The decay ",
         ),
         ({"max_parameter_scale": 1e-4}, "max_parameter_scale must be at least eps2 = 0.001, got 0.0001."),
         ({"recipe": Recipe(max_parameter_scale=1.0), "eps2": 2.0}, "max_parameter_scale must be at least eps2 = 2.0"),
