@@ -24,7 +24,11 @@ def deviation(worst: Deviation) -> str:
     """`1.2e-07 (1.5)`: relative to the largest element, and in ulp."""
     if worst.relative == 0:
         return "0"
-    return f"{worst.relative:.1e} ({'<.01' if worst.ulp < 0.01 else f'{worst.ulp:.{1 if worst.ulp < 1 else 2}g}'})"
+    if worst.ulp >= 1000:  # of float32, after a first moment that is stored in 16 bits
+        ulp = ">999"
+    else:
+        ulp = "<.01" if worst.ulp < 0.01 else f"{worst.ulp:.{1 if worst.ulp < 1 else 3 if worst.ulp >= 100 else 2}g}"
+    return f"{worst.relative:.1e} ({ulp})"
 
 
 def stepping(stepped: list[Stepped]) -> Table:

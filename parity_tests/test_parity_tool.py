@@ -210,6 +210,8 @@ def test_the_table_fits_100_columns_with_every_label_whole() -> None:
     assert all(f"\n{s.label} " in printed for s in settings)
     assert "FAILED" in printed
     assert "1.2e-06 (<.01)" in printed
+    for ulp, text in ((0.25, "0.2"), (1.5, "1.5"), (420.0, "420"), (5.8e4, ">999")):
+        assert _tables.deviation(Deviation("uneven", 1, (0, 0), 1e-3, ulp)) == f"1.0e-03 ({text})"
 
 
 def test_progress_is_a_bar_on_a_terminal_and_nothing_in_a_pipe() -> None:
