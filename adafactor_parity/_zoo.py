@@ -65,18 +65,14 @@ def settings(names: Sequence[str], defaults_only: bool = False) -> tuple[Setting
 
 def trained(names: Sequence[str]) -> Setting:
     """The setting that the transformer is trained with: "paper" where that is asked for, else the first recipe."""
-    name = "paper" if "paper" in names else names[0]
-    return Setting(name, _label(name), recipes.function(name)(**_NEEDED.get(name, {})))
-
-
-def _label(name: str) -> str:
-    return f"{name}, lr={LR}" if LR in _NEEDED.get(name, {}).values() else name
+    return next(_of("paper" if "paper" in names else names[0]))
 
 
 def _of(name: str) -> Iterator[Setting]:
     """The original's defaults, with what it has no default for, and settings that reach its other modes."""
-    kwargs = _NEEDED.get(name, {}) | _RULES.get(name, {})
-    yield Setting(name, _label(name), recipes.function(name)(**kwargs))
+    kwargs = _NEEDED.get(name, {})
+    given = any(isinstance(value, float) for value in kwargs.values())
+    yield Setting(name, f"{name}, lr={LR}" if given else name, recipes.function(name)(**kwargs))
     for what, more in _MORE.get(name, {}).items():
         yield Setting(name, f"{name}, {what}", recipes.function(name)(**kwargs | more))
     if name == "paper":
@@ -84,41 +80,38 @@ def _of(name: str) -> Iterator[Setting]:
         yield Setting(name, "paper, piecewise lr", replace(recipes.paper(), lr=piecewise))
 
 
-# T5X refuses more than two axes without a rule, and a rule for another number of axes; one for two axes is ignored in
-# favour of their sizes.
-_AXES: dict[str, tuple[str, ...] | None] = {
+# T5X refuses more than two axes without a rule, here and in the trained transformer.
+_AXES: dict[str, tuple[str, ...] | str] = {
     "cube": ("ROW", "BATCH", "COLUMN"),
     "rank 3": ("BATCH", "NONE", "NONE"),
     "conv kernel": ("COLUMN", "ROW", "ROW", "ROW"),
     "rank 5": ("BATCH", "ROW", "COLUMN", "COLUMN", "ROW"),
-    "row|column|matrix|uneven|tall|wide|large": ("ROW", "COLUMN"),
-    ".*": None,
+    "qkv": ("BATCH", "ROW", "COLUMN"),
+    ".*": "HEURISTIC_RULE",
 }
 _LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "cube": ("embed", "layers", "mlp"),
     "rank 3": ("layers", "embed", "layer_norm_scale"),
     "conv kernel": ("mlp", "embed", "embed", "embed"),
     "rank 5": ("layers", "embed", "heads", "kv", "embed"),
+    ".*qkv": ("stack", "embed", "joined_kv"),
     "scalar": (),
-    ".*vector": ("embed",),
+    ".*(vector|scale|bias)": ("embed",),
     ".*": ("embed", "mlp"),
-}
-_RULES: dict[str, dict[str, Any]] = {
-    "t5x": {"factor_map": _AXES},
-    **{
-        variant: {"param_logical_axes": _LOGICAL_AXES}
-        for variant in ("t5x_pretrain", "t5x_finetune", "t5x_finetune_from_checkpoint", "t5x_moe")
-    },
 }
 # What an original has no default for, or none that can be stepped.
 _NEEDED: dict[str, dict[str, Any]] = {
     "optax": {"learning_rate": LR},
     "flax": {"learning_rate": LR},
-    "t5x": {"learning_rate": LR},
+    "t5x": {"learning_rate": LR, "factor_map": _AXES},
     "big_vision": {"lr": LR},
     "praxis": {"learning_rate_fn": LR, "decay_method": "pow", "decay_pow": 0.8},
     "timm_big_vision": {"lr": LR},
     "algoperf": {"learning_rate": LR},
+    **{
+        variant: {"param_logical_axes": _LOGICAL_AXES}
+        for variant in ("t5x_pretrain", "t5x_finetune", "t5x_finetune_from_checkpoint", "t5x_moe")
+    },
 }
 _MORE: dict[str, dict[str, dict[str, Any]]] = {
     "adafactor_pytorch": {

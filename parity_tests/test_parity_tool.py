@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adafactor_parity import _budgets, _options, _piecewise, _stepping, _tables, _zoo
+from adafactor_parity import _budgets, _model, _options, _piecewise, _stepping, _tables, _zoo
 from adafactor_parity._cli import _parser
 from adafactor_parity._deviation import Comparison, Deviation
 from adafactor_parity._devices import find
@@ -50,6 +50,9 @@ def test_the_zoo_steps_every_recipe_and_the_modes_that_no_default_reaches() -> N
     for setting in settings:
         for name, shape in _zoo.SHAPES.items():
             factoring.plan(setting.recipe.factoring, shape, name)
+    for name, weight in _model.initial_weights(_model.Config(vocabulary=50), seed=0).items():
+        for recipe in recipes.NAMES:
+            factoring.plan(_zoo.trained([recipe]).recipe.factoring, weight.shape, name)
     for quick in (True, False):
         shapes = [_zoo.SHAPES[name] for name in _zoo.tensors(quick)]
         assert {len(shape) for shape in shapes} == {0, 1, 2, 3, 4, 5}
