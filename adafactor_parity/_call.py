@@ -19,7 +19,7 @@ _DTYPES = {name: name for name in (*dtypes.NAMES, "int8", "int16")} | {"half": "
 # T5X's own names for the roles of axes, and its ready-made rules, as recipes.t5x calls them.
 _ROLES = ("ROW", "COLUMN", "BATCH", "NONE")
 _RULES = {"adafactor.standard_logical_factor_rules": "standard", "adafactor_utils.logical_factor_rules": "moe"}
-_MAY_BE_SCHEDULES = ("lr", "learning_rate", "learning_rate_fn")
+_MAY_BE_SCHEDULES = ("lr", "learning_rate", "learning_rate_fn", "weight_decay_rate")
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,20 @@ class Call:
         params = self.keywords.get("params", self.positional[0] if self.positional else None)
         if not isinstance(params, ast.List | ast.Tuple | ast.ListComp):
             return False
-        return any(isinstance(node, ast.Dict) for node in ast.walk(params))
+        return any(_names_in(node) - {"params"} for node in ast.walk(params))
 
     def source(self, node: ast.expr) -> str:
         """The text of a part, at most 60 characters of it."""
         return textwrap.shorten(ast.get_source_segment(self.text, node) or ast.unparse(node), 60)
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    """The keys of a dict, {...} or dict(...), as far as they are written out."""
+    if isinstance(node, ast.Dict):
+        return {str(key.value) for key in node.keys if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.Call) and dotted(node.func) == "dict":
+        return {keyword.arg for keyword in node.keywords if keyword.arg}
+    return set()
 
 
 class Unbound(TypeError):
@@ -174,8 +183,10 @@ def literal(node: ast.expr) -> Any:
     elif isinstance(node, ast.Call):
         if dotted(node.func) == "float" and len(node.args) == 1 and not node.keywords:
             return _number(node)
-        if (dotted(node.func) or "").rpartition(".")[2] == "HParamMap" and len(node.args) == 1 and not node.keywords:
-            return literal(node.args[0])
+        if (dotted(node.func) or "").rpartition(".")[2] == "HParamMap":
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "rules")]
+            if len(given) == len(node.args) + len(node.keywords) == 1:
+                return literal(given[0])
         rules = dotted(node.func)
         if rules is not None and not node.args and not node.keywords:
             for known, value in _RULES.items():
@@ -191,6 +202,8 @@ def literal(node: ast.expr) -> Any:
             return "float32"
         if f".{module}".endswith(".FactorDim") and last in _ROLES:
             return last
+        if f".{name}".endswith((".HEURISTIC_RULE", ".HeuristicRule.token")):
+            return "HEURISTIC_RULE"
     raise _NotLiteral(node)
 
 
@@ -206,6 +219,8 @@ def _number(node: ast.Call) -> float:
 def _remedy(name: str, node: ast.expr) -> str:
     if name == "weight_decay_mask":
         return "Leave it out here and pass it to adafactor_jax.adafactor(..., weight_decay_mask=...)."
+    if isinstance(node, ast.Call) and (dotted(node.func) or "").endswith("tensor"):
+        return "Give the number that it holds."
     if name in _MAY_BE_SCHEDULES and isinstance(node, ast.Call | ast.Lambda):
         return (
             "Put a number in its place here, and where it is a schedule give that to the recipe, which calls it as the "

@@ -100,6 +100,9 @@ def lint(text: str, *, original: str | None = None) -> Lint:
     if constructor.others and original is None:
         others = ", ".join(f"--from {other}" for other in constructor.others)
         found = dataclasses.replace(found, remarks=(f"{called} is read as {name}'s. If it is another's: {others}.",))
+    if constructor.takes_params and call.has_groups:
+        groups = "Options of parameter groups are not looked at: a group here takes the fields, or a recipe of its own."
+        found = dataclasses.replace(found, remarks=(*found.remarks, groups))
     try:
         arguments = _call.bind(call, function, constructor.takes_params)
     except Unbound as error:
@@ -112,7 +115,8 @@ def lint(text: str, *, original: str | None = None) -> Lint:
     try:
         recipe = function(**own)
     except OriginalRefuses as error:
-        return _refused(found, str(error), "the original refuses it")
+        # What is missing may stand in the groups, which are not looked at.
+        return _refused(found, str(error), "not taken here" if call.has_groups else "the original refuses it")
     except NotReproduced as error:
         return _refused(found, str(error), "not reproduced here")
     except (ValueError, TypeError) as error:
@@ -127,7 +131,7 @@ def lint(text: str, *, original: str | None = None) -> Lint:
         without_effect=without_effect,
         as_by_default={n: v for n, v in own.items() if n not in needed and n not in without_effect},
         code=equivalents(name, needed, function(**needed), belong),
-        remarks=(*found.remarks, *_remarks(recipe, arguments, call.has_groups)),
+        remarks=(*found.remarks, *_remarks(recipe, arguments)),
     )
 
 
@@ -207,9 +211,7 @@ def _belongs(name: str, value: Any) -> bool:
     return name == "weight_decay_mask" and isinstance(value, dict | list | tuple | bool)
 
 
-def _remarks(recipe: Recipe, arguments: Values, has_groups: bool) -> Iterator[str]:
-    if has_groups:
-        yield "Options of parameter groups are not looked at: a group here takes the fields, or a recipe of its own."
+def _remarks(recipe: Recipe, arguments: Values) -> Iterator[str]:
     if recipe.lr is None:
         yield "No learning rate: the original has no default, and must be given one here or with every step."
     if arguments.get("maximize"):

@@ -60,7 +60,7 @@ def rule(of: factoring.Rule) -> str:
             return ", ".join(named if of.rows else ["none", *named])
         case factoring.limited(inner, axes, rows_last):
             fewest, most = axes or (0, 0)
-            only = f"{most}" if fewest == most else f"at most {most}"
+            only = f"{most}" if fewest == most else f"{fewest} to {most}"
             limits = [f"{only} axes only"] if axes else []
             limits += ["the shorter one the last without the longer"] if rows_last else []
             return f"{rule(inner)} ({', '.join(limits)})"

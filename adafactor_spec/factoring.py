@@ -5,12 +5,12 @@ what is factored; both optimizers and the oracle ask it, and the answer for a sh
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ._names import Pairs, check_patterns, found, need_names
 from ._plan import Plan, Rule, Shape, plan
-from .errors import check_choice, check_number, refusal
+from .errors import check_choice, check_flag, check_number, refusal
 
 __all__ = [
     "Plan",
@@ -94,12 +94,16 @@ class largest_two(Rule):
         check_number("min_dim", self.min_dim, at_least=0, whole=True)
         check_choice("ties", self.ties, ("last", "first"))
 
+    def size_in(self, shape: Shape) -> Callable[[int], tuple[int, int]]:
+        """What the axes of `shape` are sorted by, the largest last."""
+        sign = 1 if self.ties == "last" else -1
+        return lambda axis: (shape[axis], sign * axis)
+
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter."""
         if len(shape) < 2:
             return Plan(shape)
-        sign = 1 if self.ties == "last" else -1
-        second, largest = sorted(range(len(shape)), key=lambda axis: (shape[axis], sign * axis))[-2:]
+        second, largest = sorted(range(len(shape)), key=self.size_in(shape))[-2:]
         return Plan(shape, *_pair(second, largest)) if shape[second] >= self.min_dim else Plan(shape)
 
 
@@ -164,9 +168,9 @@ class limited(Rule):
 
     Args:
         rule: what to do with the shapes that are left.
-        axes: (fewest, most) axes that a parameter may have.
-        rows_last: the longer of the two factored axes apart, the other must be the last one (praxis: elsewhere the
-            original divides by a mean over another axis).
+        axes: (fewest, most) axes that a parameter may have; None is any number.
+        rows_last: of a `largest_two`, the second largest axis must be the last one without the largest (praxis:
+            elsewhere the original divides by a mean over another axis).
     """
 
     rule: Rule
@@ -175,6 +179,15 @@ class limited(Rule):
 
     def __post_init__(self) -> None:
         check_rule("rule", self.rule)
+        check_flag("rows_last", self.rows_last)
+        if self.rows_last and not isinstance(self.rule, largest_two):
+            raise refusal("rule", "largest_two(...) with rows_last=True", self.rule)
+        if self.axes is not None:
+            if not isinstance(self.axes, list | tuple) or len(self.axes) != 2:
+                raise refusal("axes", "a pair (fewest, most)", self.axes)
+            check_number("axes[0]", self.axes[0], at_least=0, whole=True)
+            check_number("axes[1]", self.axes[1], at_least=self.axes[0], whole=True)
+            object.__setattr__(self, "axes", tuple(self.axes))
 
     @property
     def needs_names(self) -> bool:
@@ -185,17 +198,15 @@ class limited(Rule):
         """The plan for one parameter."""
         if self.axes is not None and not self.axes[0] <= len(shape) <= self.axes[1]:
             fewest, most = self.axes
-            must = f"with {most} axes" if fewest == most else f"with at most {most} axes"
-            remedy = (
-                "Say which axes are rows, columns and batch: factor_map in recipes.t5x, or factoring=explicit(...)."
-            )
+            must = f"with {most} axes" if fewest == most else f"with {fewest} to {most} axes"
+            remedy = "Give it a rule of its own by name, before this one: factor_map in recipes.t5x, factoring.by_name."
             raise refusal(f"the {_who(shape, name)}", must, shape, remedy)
         decided = self.rule.plan(shape, name)
-        if self.rows_last and decided.factored:
-            second, largest = sorted((*decided.rows, *decided.cols), key=lambda axis: (shape[axis], -axis))
+        if isinstance(self.rule, largest_two) and self.rows_last and decided.factored:
+            second, largest = sorted((*decided.rows, *decided.cols), key=self.rule.size_in(shape))
             if second != max(axis for axis in range(len(shape)) if axis != largest):
                 must = "one whose second largest axis is the last without the largest"
-                remedy = "The original divides by a mean over another axis there; factoring=largest_two(...) does not."
+                remedy = f"The original divides by a mean over another axis there; {self.rule!r} alone does not."
                 raise refusal(f"the {_who(shape, name)}", must, shape, remedy)
         return decided
 

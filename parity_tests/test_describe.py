@@ -167,7 +167,7 @@ BY_NAME = factoring.by_name({"a": factoring.explicit(0, 1), "b": factoring.no_fa
         (
             {"factoring": factoring.limited(factoring.largest_two(8, "first"), (0, 3), rows_last=True)},
             "factoring",
-            "two largest axes >= 8, of equal ones the first (at most 3 axes only, the shorter one the last without the "
+            "two largest axes >= 8, of equal ones the first (0 to 3 axes only, the shorter one the last without the "
             "longer)",
         ),
         ({"factoring": factoring.leading_or_last_two(17)}, "factoring", "axes 0 and 1, else the last two, if >= 17"),

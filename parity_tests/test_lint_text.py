@@ -199,7 +199,17 @@ def test_groups_written_out_are_said_not_to_be_looked_at() -> None:
     groups = "[{'params': a, 'lr': 1e-3}, {'params': b}]"
     for text in (f"timm.optim.Adafactor({groups}, lr=1e-2)", f"timm.optim.Adafactor(lr=1e-2, params={groups})"):
         assert any("parameter groups are not looked at" in remark for remark in lint(text).remarks)
-    assert not lint("timm.optim.Adafactor([a, b], lr=1e-2)").remarks
+    refused = lint("transformers.Adafactor([dict(params=a, lr=1e-3)], relative_step=False)")
+    assert refused.remarks and refused.verdict == "not taken here"
+    for text in ("timm.optim.Adafactor([a, b], lr=1e-2)", "timm.optim.Adafactor([{'params': a}], lr=1e-2)"):
+        assert not lint(text).remarks
+
+
+def test_t5x_s_own_words_are_literals() -> None:
+    pairs = "[('a', adafactor.HEURISTIC_RULE), ('.*', HeuristicRule.token)]"
+    for text in (f"HParamMap({pairs})", f"adafactor.HParamMap(rules={pairs})"):
+        found = lint(f"t5x.adafactor.Adafactor(learning_rate=1e-3, factor_map={text})")
+        assert found.recipe == recipes.t5x(1e-3, factor_map={"a": "HEURISTIC_RULE", ".*": "HEURISTIC_RULE"})
 
 
 def test_the_verdict_says_who_refuses() -> None:

@@ -67,7 +67,7 @@ BAD: dict[str, dict[str, Any]] = {
         "learning_rate_fn": -1.0, "weight_decay": -0.1, "layerwise_adaptation": True,
         "exclude_from_layerwise_adaptation": ..., "decay_method": "power", "decay_adam": ..., "decay_pow": -0.8,
         "beta1": 1.0, "clip_threshold": 0.0, "factored": 1, "epsilon1_grad_sq_reg": 0.0, "quantized_dtype": "int4",
-        "respect_skip_lp_regularization": True, "per_var_learning_summary": ...,
+        "respect_skip_lp_regularization": 1, "per_var_learning_summary": ...,
         "sort_factored_second_moment_dims": 1, "min_dim_size_to_factor": -1, "multiply_by_parameter_scale": 1,
         "epsilon2_param_scale_reg": -1.0, "maybe_inf_to_nan": ..., "name": ...,
     },
@@ -153,6 +153,13 @@ def test_a_refusal_names_the_originals_argument(recipe: str, argument: str) -> N
         (lambda: recipes.keras(beta_2_decay=0.8), "beta_2_decay must be at most 0, got 0.8"),
         (lambda: recipes.colossalai(relative_step=NO), "relative_step must be True, got .*recipes.transformers"),
         (lambda: recipes.praxis(), r"decay_method must be 'pow' or 'adam', got ''"),
+        (
+            lambda: recipes.praxis(
+                decay_method="pow", decay_pow=0.8, weight_decay=0.1, respect_skip_lp_regularization=True
+            ),
+            "respect_skip_lp_regularization must be False with a weight_decay, got True",
+        ),
+        (lambda: recipes.optax(weight_decay_mask=False), "weight_decay_mask must be None in a recipe, got False"),  # type: ignore[arg-type]
         (lambda: recipes.praxis(decay_method="adam"), r"decay_adam must be in \(0, 1\), got 0.0"),
         (
             lambda: recipes.praxis(decay_method="pow", decay_pow=0.8, beta1=0.9),

@@ -134,7 +134,7 @@ def test_bad_axis_rules_are_refused(arguments: dict[str, Any], message: str) -> 
 
 
 def test_t5x_refuses_what_it_has_no_rule_for() -> None:
-    with pytest.raises(ValueError, match=r"^the parameter 'w' .* at most 2 axes, .*factor_map in recipes.t5x"):
+    with pytest.raises(ValueError, match=r"^the parameter 'w' .* 0 to 2 axes, .*factor_map in recipes.t5x"):
         factoring.plan(recipes.t5x(1e-2).factoring, (2, 3, 4), "w")
     rules = recipes.t5x(1e-2, factor_map=[("wi", ("BATCH", "ROW", "COLUMN"))]).factoring
     with pytest.raises(ValueError, match=r"found by 'wi', got 'embedding'. Add a pattern"):
@@ -160,6 +160,36 @@ def test_t5x_s_own_objects_are_taken() -> None:
     own: Any = _HParamMap([("wi", (role.BATCH, role.ROW, role.COLUMN)), (".*", None)])
     written = recipes.t5x(1e-2, factor_map=[("wi", ("BATCH", "ROW", "COLUMN")), (".*", None)])
     assert recipes.t5x(1e-2, factor_map=own) == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"axes": 3}, r"axes must be a pair \(fewest, most\), got 3"),
+        ({"axes": (3, 1)}, r"axes\[1\] must be at least 3, got 1"),
+        ({"axes": ("a", "b")}, r"axes\[0\] must be a number, got 'a'"),
+        ({"rows_last": 1}, "rows_last must be True or False, got 1"),
+        ({"rows_last": True}, r"rule must be largest_two\(...\) with rows_last=True, got last_two"),
+        ({"rule": "last_two"}, "rule must be a factoring rule, got 'last_two'"),
+    ],
+)
+def test_bad_limits_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        factoring.limited(**{"rule": factoring.last_two} | arguments)
+    assert hash(factoring.limited(factoring.last_two, [1, 2])) == hash(factoring.limited(factoring.last_two, (1, 2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken"),
+    [((6, 6), True), ((6, 6, 6), False), ((3, 3, 6, 8), True), ((8, 6, 3, 3), False), ((8, 3, 6), True)],
+)
+def test_rows_last_is_what_praxis_does_right(shape: tuple[int, ...], taken: bool) -> None:
+    rule = factoring.limited(factoring.largest_two(2, ties="first"), rows_last=True)
+    if taken:
+        assert factoring.plan(rule, shape) == factoring.plan(rule.rule, shape)
+    else:
+        with pytest.raises(ValueError, match=r"largest_two\(min_dim=2, ties='first'\) alone does not"):
+            factoring.plan(rule, shape)
 
 
 def test_names_decide_inside_a_rule_for_all_names() -> None:

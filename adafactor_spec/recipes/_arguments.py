@@ -65,22 +65,23 @@ def unsupported(argument: str, value: object, neutral: object, why: str, remedy:
         raise not_reproduced(argument, f"{neutral!r} here", value, why, remedy)
 
 
-def of_the_optimizer(argument: str, value: object, remedy: str) -> None:
-    """Refuse an argument that is given to the optimizer here, and not to a recipe."""
-    if value is not None and value is not False:
-        raise refusal(argument, f"{None if argument == 'weight_decay_mask' else False} in a recipe", value, remedy)
+def not_a_recipes(argument: str, value: object, neutral: object, remedy: str) -> None:
+    """Refuse what is given to the optimizer here, and not to a recipe, unless it has its `neutral` value."""
+    if value is not neutral:
+        raise refusal(argument, f"{neutral!r} in a recipe", value, remedy)
 
 
 def pairs_of(argument: str, rules: Any) -> dict[str, Any]:
     """{pattern: value} of a mapping or of (pattern, value) pairs; of equal patterns the first one counts."""
     if hasattr(rules, "_rules"):  # T5X's HParamMap
-        rules = [(getattr(pattern, "pattern", pattern), value) for pattern, value in rules._rules]
+        rules = rules._rules
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise refusal(argument, "a dict or pairs of a regular expression and a value", rules)
     found: dict[str, Any] = {}
     for pair in pairs:
         check_pair(argument, pair, "(regular expression, value)")
-        check_patterns(argument, {pair[0]: pair[1]})
-        found.setdefault(pair[0], pair[1])
+        pattern: Any = getattr(pair[0], "pattern", pair[0])
+        check_patterns(argument, {pattern: pair[1]})
+        found.setdefault(pattern, pair[1])
     return found

@@ -11,8 +11,8 @@ from ._arguments import (
     check_flags,
     check_optional,
     check_threshold,
+    not_a_recipes,
     of_count,
-    of_the_optimizer,
 )
 
 
@@ -55,7 +55,7 @@ def optax(
     Source: optax 0.2.8, optax/_src/alias.py and optax/_src/factorized.py.
     """
     remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
-    of_the_optimizer("weight_decay_mask", weight_decay_mask, remedy)
+    not_a_recipes("weight_decay_mask", weight_decay_mask, None, remedy)
     lr = of_count("learning_rate", learning_rate)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)

@@ -3,6 +3,7 @@ from typing import Any
 
 from .._names import per_name
 from .._recipe import Recipe
+from ..dtypes import name_of
 from ..errors import check_choice, check_number, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, last_two, limited, no_factoring
 from ..schedules import ScalarOrSchedule, adam_decay, power_decay
@@ -17,6 +18,8 @@ from ._arguments import (
     pairs_of,
     unsupported,
 )
+
+_INTEGERS = ("int8", "int16")
 
 
 @refuse_unknown_keywords(
@@ -69,7 +72,7 @@ def praxis(
         factored: False keeps the second moment whole.
         epsilon1_grad_sq_reg: added to g^2.
         quantized_dtype: storage dtype of the momentum: bfloat16, float32 or (here) float64 where there is a momentum.
-        respect_skip_lp_regularization: must be False, as the original asserts with a decay.
+        respect_skip_lp_regularization: must be False with a weight_decay, as the original asserts.
         sort_factored_second_moment_dims: factor the two largest axes, the first of equally long ones; else the
             last two.
         min_dim_size_to_factor: only with sort_factored_second_moment_dims.
@@ -88,9 +91,10 @@ def praxis(
     )
     lamb = "LAMB's ratio is no part of the definition."
     unsupported("layerwise_adaptation", layerwise_adaptation, False, lamb, "Use optax.scale_by_trust_ratio.")
-    skip = "Lingvo's collection of undecayed variables is not known here."
-    mask = "Give weight_decay by name, or a weight_decay_mask."
-    unsupported("respect_skip_lp_regularization", respect_skip_lp_regularization, False, skip, mask)
+    if respect_skip_lp_regularization and weight_decay:
+        remedy = "The original asserts it: give weight_decay by name, or a weight_decay_mask."
+        must = "False with a weight_decay"
+        raise original_refuses("respect_skip_lp_regularization", must, respect_skip_lp_regularization, remedy)
     remedy = "The original has no default: give decay_method='pow' with decay_pow=0.8, or 'adam' with decay_adam."
     if decay_method == "":
         raise original_refuses("decay_method", "'pow' or 'adam'", decay_method, remedy)
@@ -125,13 +129,16 @@ def praxis(
 
 def _momentum_dtype(dtype: Any, beta1: float) -> str | None:
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
-    if name in ("int8", "int16") and beta1:
-        raise not_reproduced(
-            "quantized_dtype", "'bfloat16' or 'float32' where beta1 is not 0", name, "It is an integer."
-        )
-    if name not in ("int8", "int16", "bfloat16", "float32", "float64"):
+    if name in _INTEGERS and beta1:
+        why = "A momentum in integers has a scale for each column."
+        must = "'bfloat16' or 'float32' where beta1 is not 0"
+        raise not_reproduced("quantized_dtype", must, name, why, "Give 'bfloat16'.")
+    if name in _INTEGERS:
+        return None
+    named = name_of(dtype, "quantized_dtype")
+    if named == "float16":
         raise refusal("quantized_dtype", "one of int8, int16, bfloat16, float32, float64", dtype)
-    return name if beta1 else None
+    return named if beta1 else None
 
 
 def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> float | per_name:

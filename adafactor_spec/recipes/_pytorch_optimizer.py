@@ -11,7 +11,7 @@ from ._arguments import (
     check_optional,
     check_pair,
     check_threshold,
-    of_the_optimizer,
+    not_a_recipes,
     original_refuses,
     unsupported,
 )
@@ -71,8 +71,9 @@ def pytorch_optimizer(
     check_flags(**flags, cautious=cautious, maximize=maximize)
     why = "The original takes the root of a root and divides by 1 - beta2_t."
     unsupported("ams_bound", ams_bound, False, why, "amsgrad=True in the optimizer is the usual running maximum.")
-    unsupported("cautious", cautious, False, "The mask of cautious optimizers is no part of the definition.", "")
-    of_the_optimizer("maximize", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
+    why = "The mask of cautious optimizers is no part of the definition."
+    unsupported("cautious", cautious, False, why, "Leave cautious out.")
+    not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
     if lr is not None:
         check_schedule("lr", lr, at_least=0)
     elif not relative_step:

@@ -93,7 +93,8 @@ def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[
     roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
     if {"ROW", "COLUMN"} <= set(roles):
         if "NONE" in roles:
-            raise original_refuses(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles), "")
+            remedy = "T5X refuses a spec that is factored in part: give every axis a role."
+            raise original_refuses(who, "ROW, COLUMN and BATCH where there are rows and columns", tuple(roles), remedy)
         return roles
     return [role if role == "BATCH" else "NONE" for role in roles]
 

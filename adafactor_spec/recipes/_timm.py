@@ -17,7 +17,7 @@ from ._arguments import (
     original_refuses,
 )
 
-_CAUTION = "The mask of cautious optimizers is no part of the definition."
+_CAUTION = ("The mask of cautious optimizers is no part of the definition.", "Leave caution out.")
 
 
 @refuse_unknown_keywords(
@@ -74,7 +74,7 @@ def timm(
     check_number("weight_decay", weight_decay, at_least=0)
     check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
     if caution and beta1 is not None:
-        raise not_reproduced("caution", "False with betas", caution, _CAUTION)
+        raise not_reproduced("caution", "False with betas", caution, *_CAUTION)
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
     return Recipe(
         lr=relative if lr is None else lr,
@@ -129,7 +129,8 @@ def timm_big_vision(
         clipping_threshold: of RMS(u), None is off.
         unscaled_wd: the decay is not multiplied by lr.
         caution: must be False, unless momentum is None, where it has no effect.
-        corrected_weight_decay: needs a positive number for lr.
+        corrected_weight_decay: needs a positive number for lr. The recipe's field weight_decay is then
+            weight_decay / lr: a parameter group that overrides it has to divide, too, or names a recipe of its own.
 
     Source: timm 1.0.31, timm/optim/adafactor_bv.py.
     """
@@ -144,7 +145,7 @@ def timm_big_vision(
     check_number("weight_decay", weight_decay, at_least=0)
     check_threshold("clipping_threshold", clipping_threshold, optional=True)
     if caution and momentum is not None:
-        raise not_reproduced("caution", "False with a momentum", caution, _CAUTION)
+        raise not_reproduced("caution", "False with a momentum", caution, *_CAUTION)
     by: Any = "one" if unscaled_wd else "lr"
     if corrected_weight_decay:
         if not is_number(lr) or lr <= 0:  # type: ignore[operator]

@@ -1,7 +1,7 @@
 from .._recipe import Recipe
 from ..errors import check_number, refuse_unknown_keywords
 from ..schedules import power_decay
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, of_the_optimizer
+from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, not_a_recipes
 
 
 @refuse_unknown_keywords(
@@ -42,7 +42,7 @@ def torch(
     check_number("eps[1]", eps[1], at_least=0)
     check_number("d", d, at_least=1, infinite=True)
     check_number("weight_decay", weight_decay, at_least=0)
-    of_the_optimizer("maximize", maximize, "Pass maximize=True to adafactor_torch.Adafactor.")
+    not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
     return Recipe(
         lr=lr,
         relative_step=True,
