@@ -175,9 +175,7 @@ class Recipe:
             remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
             must = "'lr', 'one' or a number with decay_before_scale=True"
             raise refusal("weight_decay_by", must, self.weight_decay_by, remedy)
-        if (
-            is_number(self.max_parameter_scale) and is_number(self.eps2) and self.eps2 > self.max_parameter_scale  # type: ignore[operator]
-        ):
+        if is_number(self.max_parameter_scale) and is_number(self.eps2) and self.eps2 > self.max_parameter_scale:
             raise refusal("max_parameter_scale", f"at least eps2 = {self.eps2}", self.max_parameter_scale)
 
     @property

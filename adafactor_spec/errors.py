@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def check_number(
         return
     if not is_number(value):
         raise refusal(argument, "a number", value, remedy_for_array(value) or remedy)
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     inside = (
         (above is None or number > above)
         and (at_least is None or number >= at_least)
@@ -60,7 +60,7 @@ def check_number(
         raise refusal(argument, "a whole number", value, remedy)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for a Python or NumPy real number; a bool is not one."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 from .._recipe import Recipe
 from ..dtypes import name_of
@@ -88,7 +88,7 @@ def pytorch_optimizer(
     check_number("eps2", eps2, at_least=0)
     dtype = name_of(momentum_dtype, "momentum_dtype")
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
-    decoupled = "one" if fixed_decay else "step"
+    by: Literal["step", "one", "grad"] = "grad" if not weight_decouple else "one" if fixed_decay else "step"
     return Recipe(
         lr=relative if relative_step or lr is None else lr,
         relative_step=relative_step,
@@ -102,6 +102,6 @@ def pytorch_optimizer(
         momentum_dtype=dtype,
         momentum_rounding="use",
         weight_decay=weight_decay,
-        weight_decay_by=decoupled if weight_decouple else "grad",  # type: ignore[arg-type]
+        weight_decay_by=by,
         state_dtype="param",
     )

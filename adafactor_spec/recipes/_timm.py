@@ -148,10 +148,10 @@ def timm_big_vision(
         raise not_reproduced("caution", "False with a momentum", caution, *_CAUTION)
     by: Any = "one" if unscaled_wd else "lr"
     if corrected_weight_decay:
-        if not is_number(lr) or lr <= 0:  # type: ignore[operator]
+        if not is_number(lr) or lr <= 0:
             remedy = "Give the peak here and the schedule to the optimizer, adafactor(learning_rate=..., recipe=...)."
             raise refusal("lr", "a positive number with corrected_weight_decay=True", lr, remedy)
-        weight_decay, by = weight_decay / float(lr), "lr" if unscaled_wd else 2  # type: ignore[arg-type]
+        weight_decay, by = weight_decay / float(lr), "lr" if unscaled_wd else 2
     return Recipe(
         lr=lr,
         relative_step=False,
