@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adafactor_spec.factoring import Plan
 
@@ -110,3 +111,44 @@ def parameter_scale(p_rms: Array, eps2: Number, largest: Number | None) -> Array
     """clip(RMS(p), eps2, largest)."""
     scale = jnp.maximum(p_rms, eps2)
     return scale if largest is None else jnp.minimum(scale, largest)
+
+
+def random_bits(seed: Number, step: Number, index: Number, shape: tuple[int, ...]) -> Array:
+    """32 random bits, uint32, for each element of a parameter of `shape` in one step."""
+    seed, step, index = (jnp.asarray(counter, jnp.uint32) for counter in (seed, step, index))
+    key = _mix(_mix(_mix(seed ^ np.uint32(0x9E3779B9)) ^ step) ^ index)
+    element = jnp.zeros(shape, jnp.uint32)  # the flat index, modulo 2^32
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        element += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+    return _mix(element ^ key)
+
+
+def round_stochastically(x: Array, bits: Array, dtype: str) -> Array:
+    """x, rounded to one of its two neighbours in `dtype`, the nearer the likelier, in its own dtype.
+
+    Random bits are added to those that are cut off, and carry: XLA takes numbers below float32's smallest normal one,
+    which bfloat16 has, for 0, but not their bits. Below float16's smallest normal number more bits are cut off than
+    there are random ones, so there the fraction is compared as the oracle does it, in units of 2^-24.
+    """
+    if dtype not in _CUT_BITS:
+        return round_to(x, dtype)
+    cut, wide = _CUT_BITS[dtype], x.astype(jnp.float32)
+    moved = jax.lax.bitcast_convert_type(wide, jnp.uint32) + (bits >> np.uint32(32 - cut))
+    rounded = jax.lax.bitcast_convert_type(moved & np.uint32(2**32 - 2**cut), jnp.float32)
+    if dtype == "float16":
+        q = jnp.abs(wide) * 2.0**24
+        below = jnp.floor(q)
+        up = (((q - below) * 2.0**24).astype(jnp.uint32) + (bits >> np.uint32(8))) >> np.uint32(24)
+        small = jnp.copysign((below + up.astype(jnp.float32)) * 2.0**-24, wide)
+        rounded = round_to(jnp.where(q < 2.0**10, small, rounded), dtype)  # what is too large becomes infinite
+    return jnp.where(jnp.isnan(wide), wide, rounded).astype(x.dtype)
+
+
+_CUT_BITS = {"bfloat16": 16, "float16": 13}  # bits of a float32 that the format has not
+
+
+def _mix(x: Array) -> Array:
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
+    x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
+    return x ^ x >> np.uint32(16)

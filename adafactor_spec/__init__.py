@@ -12,6 +12,7 @@ from ._formulas import literal
 from ._names import per_name, values_of
 from ._plain import from_plain, to_plain
 from ._recipe import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, replace
+from ._rounding import ROUNDINGS, rounding_key
 from ._sentinel import AS_THE_RECIPE_SAYS, Unset, given
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FIELDS",
     "PER_NAME",
     "REMEDIES",
+    "ROUNDINGS",
     "Numbers",
     "Recipe",
     "Unset",
@@ -32,6 +34,7 @@ __all__ = [
     "per_name",
     "recipes",
     "replace",
+    "rounding_key",
     "schedules",
     "summary",
     "to_plain",

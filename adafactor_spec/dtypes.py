@@ -1,5 +1,6 @@
 """Floating-point formats by name, so that a recipe can speak of them without importing a framework."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,37 @@ def state_dtype(setting: str | None, dtype: str) -> str:
     return dtype if setting == "param" and dtype != "float16" else at_least_float32(dtype)
 
 
+def is_narrow(dtype: str) -> bool:
+    """Whether a parameter of `dtype` is narrower than the arithmetic of its step: a 16-bit one."""
+    return dtype != at_least_float32(dtype)
+
+
+def spacing(x: FloatArray, dtype: str) -> FloatArray:
+    """The distance between the two neighbours of |x| in `dtype`, or from x, if it is one, to the next larger one."""
+    precision, smallest, _ = _FORMATS[dtype]
+    exponent = np.frexp(np.maximum(np.abs(x), 2.0**smallest))[1]  # below the smallest normal number the spacing stays
+    return np.ldexp(1.0, exponent - precision)
+
+
 def round_to(x: FloatArray, dtype: str) -> FloatArray:
-    """x, rounded to the nearest value of `dtype` (ties to even), in an array of x's own dtype.
+    """x, rounded to the nearest value of `dtype` (ties to even), in an array of x's own dtype."""
+    return round_by(np.rint, x, dtype)
+
+
+def round_by(rule: Callable[[FloatArray], FloatArray], x: FloatArray, dtype: str) -> FloatArray:
+    """x, rounded to `dtype`, in an array of x's own dtype; where that has 16 bits, by a rule.
 
     The frameworks convert float64 to 16 bits through float32, and so does this.
+
+    Args:
+        rule: takes x in units of its `spacing`, as float64, to whole numbers.
+        x: array of any shape.
+        dtype: one of `NAMES`. What is larger than its largest number becomes infinite.
     """
-    if dtype in ("float64", "float32"):
+    if not is_narrow(dtype):
         return np.asarray(x, dtype).astype(x.dtype)
-    precision, smallest, largest = _FORMATS[dtype]
     wide = np.asarray(np.asarray(x, np.float32), np.float64)
-    exponent = np.maximum(np.frexp(wide)[1], smallest + 1)  # below the smallest normal number the spacing stays
-    spacing = np.ldexp(1.0, exponent - precision)
-    rounded = np.rint(wide / spacing) * spacing
+    unit = spacing(wide, dtype)
+    rounded = rule(wide / unit) * unit
     with np.errstate(over="ignore"):
-        return np.where(np.abs(rounded) > largest, np.copysign(np.inf, wide), rounded).astype(x.dtype)
+        return np.where(np.abs(rounded) > _FORMATS[dtype][2], np.copysign(np.inf, wide), rounded).astype(x.dtype)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ._recipe import Recipe
-from .dtypes import round_to
+from ._rounding import LOW, ROUNDINGS, mix, rounding_key
+from .dtypes import is_narrow, round_by, round_to
+from .errors import check_choice, check_number, refusal
 from .factoring import Plan
 from .factoring import plan as plan_for
 
@@ -32,6 +34,7 @@ class State:
         v: V of a parameter that is not factored.
         v_max: running maximum of V (amsgrad), in `plan.matrix_shape`.
         m: first moment, in the parameter's shape.
+        compensation: what the last rounding of a 16-bit parameter cut off, rounded to bfloat16 (rounding="kahan").
     """
 
     step: int = 0
@@ -40,6 +43,7 @@ class State:
     v: Array = None
     v_max: Array = None
     m: Array = None
+    compensation: Array = None
 
 
 # --- Kernels: pure functions of arrays and plain numbers -----------------------------------------------------------
@@ -136,10 +140,42 @@ def parameter_scale(p_rms: Array, eps2: float, largest: float | None) -> Array:
     return scale if largest is None else np.minimum(scale, p_rms.dtype.type(largest))
 
 
+def random_bits(seed: int, step: int, index: int, shape: tuple[int, ...]) -> Array:
+    """32 random bits, uint32, for each element of a parameter of `shape` in one step.
+
+    `mix(e ^ key)`, e the index of the element in C order modulo 2^32, key = rounding_key(seed, step, index).
+    """
+    elements = np.arange(math.prod(shape), dtype=np.uint64) & LOW
+    return mix(elements ^ rounding_key(seed, step, index)).astype(np.uint32).reshape(shape)
+
+
+def round_stochastically(x: Array, bits: Array, dtype: str) -> Array:
+    """x, rounded to one of its two neighbours in a 16-bit `dtype`, each the likelier the nearer it is.
+
+    The one farther from zero is taken where f + r >= 1: f is the distance from the other one in units of that between
+    the two, r = floor(bits / 2^8) / 2^24 in [0, 1). Wider dtypes are rounded to nearest.
+    """
+
+    def rule(q: Array) -> Array:
+        fraction, below = np.modf(q)
+        up = np.floor(np.abs(fraction) * 2.0**24) + (bits >> 8) >= 2.0**24  # in whole multiples of 2^-24: exact
+        return below + np.copysign(up, q)
+
+    return round_by(rule, x, dtype)
+
+
 # --- One step ------------------------------------------------------------------------------------------------------
 
 
-def init(recipe: Recipe, param: Array, *, name: str = "", dtype: str = "float64", compute: Any = np.float64) -> State:
+def init(
+    recipe: Recipe,
+    param: Array,
+    *,
+    name: str = "",
+    dtype: str = "float64",
+    compute: Any = np.float64,
+    rounding: str = "nearest",
+) -> State:
     """The state before the first step.
 
     Args:
@@ -148,7 +184,9 @@ def init(recipe: Recipe, param: Array, *, name: str = "", dtype: str = "float64"
         name: of the parameter, for rules that go by name.
         dtype: storage dtype of the parameter, by name.
         compute: NumPy dtype of the arithmetic.
+        rounding: the one that `step` will be given.
     """
+    check_choice("rounding", rounding, ROUNDINGS)
     recipe = recipe.for_name(name)
     plan = plan_for(recipe.factoring, np.shape(param), name)
     zeros = {
@@ -157,6 +195,7 @@ def init(recipe: Recipe, param: Array, *, name: str = "", dtype: str = "float64"
         "v": None if plan.factored else plan.matrix_shape,
         "v_max": plan.matrix_shape if recipe.amsgrad else None,
         "m": None if recipe.beta1 is None else plan.shape,
+        "compensation": plan.shape if rounding == "kahan" and is_narrow(dtype) else None,
     }
     return State(0, **{key: None if shape is None else np.zeros(shape, compute) for key, shape in zeros.items()})
 
@@ -170,6 +209,9 @@ def step(
     name: str = "",
     dtype: str = "float64",
     compute: Any = np.float64,
+    rounding: str = "nearest",
+    seed: int = 0,
+    index: int = 0,
 ) -> tuple[Array, State]:
     """One update of one parameter.
 
@@ -180,12 +222,23 @@ def step(
         name: of the parameter, for rules that go by name.
         dtype: storage dtype of the parameter, by name. The result is rounded to it, once.
         compute: NumPy dtype of the arithmetic.
+        rounding: how the new value of a 16-bit parameter becomes one of `dtype`; a wider one is rounded to nearest.
+            "nearest": ties to even. "stochastic": see `round_stochastically`. "kahan": to nearest, and what that cuts
+            off is kept in bfloat16 and added to the parameter before the next step.
+        seed, index: of the random bits: see `adafactor_spec.rounding_key`.
 
     Returns:
         The new parameter and state, arrays of dtype `compute`; nothing is changed in place.
     """
+    check_choice("rounding", rounding, ROUNDINGS)
+    check_number("seed", seed, at_least=0, at_most=LOW, whole=True)
+    check_number("index", index, at_least=0, whole=True)
+    compensated = rounding == "kahan" and is_narrow(dtype)
+    if compensated != (state.compensation is not None):
+        raise refusal("rounding", "the one that `init` was given", rounding)
     recipe = recipe.for_name(name)
     p, g = np.asarray(param, compute), np.asarray(grad, compute)
+    p = p + state.compensation if compensated else p
     plan = plan_for(recipe.factoring, p.shape, name)
     v_dtype, m_dtype = recipe.state_dtype_for(dtype), recipe.momentum_dtype_for(dtype)
     eps1 = recipe.eps1_for(dtype)
@@ -236,5 +289,11 @@ def step(
         update, m = averaged(update, m)
     if recipe.decays and recipe.weight_decay_by != "grad":
         update = update + now.weight_decay * (alpha if recipe.weight_decay_by == "step" else 1.0) * p
+    x = p - update
+    if rounding == "stochastic":
+        rounded = round_stochastically(x, random_bits(seed, state.step + 1, index, plan.shape), dtype)
+    else:
+        rounded = round_to(x, dtype)
+    compensation = round_to(x - rounded, "bfloat16") if compensated else None
     kept = dict(zip(("v_row", "v_col") if plan.factored else ("v",), moments, strict=True))
-    return round_to(p - update, dtype), State(state.step + 1, **kept, v_max=v_max, m=m)
+    return rounded, State(state.step + 1, **kept, v_max=v_max, m=m, compensation=compensation)

@@ -103,3 +103,44 @@ def average(
 def parameter_scale(p_rms: Tensor, eps2: float, largest: float | None) -> Tensor:
     """clip(RMS(p), eps2, largest)."""
     return p_rms.clamp(min=eps2, max=largest)
+
+
+def random_bits(key: int | Tensor, elements: Tensor) -> Tensor:
+    """32 random bits for each of `elements`: int32, as torch has no arithmetic in uint32.
+
+    Args:
+        key: from `adafactor_spec.rounding_key`, or a 0-dimensional int32 tensor with the same bits.
+        elements: int32, the flat indices, in C order and modulo 2^32, of the elements that are asked for.
+    """
+    x = elements ^ (_signed(key) if isinstance(key, int) else key)
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D  # torch shifts the sign in from the left: the masks take it out
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _signed(0x846CA68B)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def round_stochastically(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, rounded to one of its two neighbours in `dtype`, the nearer the likelier, in its own dtype.
+
+    Random bits are added to those that are cut off, and carry. Below float16's smallest normal number more bits are cut
+    off than there are random ones, so there the fraction is compared as the oracle does it, in units of 2^-24.
+    """
+    if dtype not in _CUT_BITS:
+        return round_to(x, dtype)
+    cut, wide = _CUT_BITS[dtype], x.float()
+    added = (bits >> (32 - cut)) & (2**cut - 1)
+    rounded = ((wide.view(torch.int32) + added) & -(2**cut)).view(torch.float32)
+    if dtype == torch.float16:
+        q = wide.abs() * 2.0**24
+        below = q.floor()
+        up = (((q - below) * 2.0**24).int() + ((bits >> 8) & 0xFFFFFF)) >> 24
+        small = torch.copysign((below + up) * 2.0**-24, wide)
+        rounded = round_to(torch.where(q < 2.0**10, small, rounded), dtype)  # what is too large becomes infinite
+    return torch.where(wide.isnan(), wide, rounded).to(x.dtype)
+
+
+_CUT_BITS = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the format has not
+
+
+def _signed(bits: int) -> int:
+    """The int32 with these 32 bits."""
+    return bits - 2**32 if bits >= 2**31 else bits
