@@ -26,7 +26,7 @@ def to_plain(value: Any) -> Any:
 
     A plain function, and a schedule or rule of somebody's own, becomes {"function": its name}.
     """
-    if any(value is rule for rule in _VALUES.values()):
+    if isinstance(value, factoring.Rule) and value in _VALUES.values():  # by value: a copy is not the same object
         return {"kind": repr(value)}
     if type(value) in _KINDS.values():
         fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -13,6 +13,8 @@ from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
+from ._sharded import check_whole
+
 Group = dict[str, Any]
 RANGES: dict[str, dict[str, Any]] = {
     "lr": {"at_least": 0.0},
@@ -114,6 +116,7 @@ def check_group(group: Group) -> None:
                 raise refusal(field, "one that needs no names where parameters have none", value, remedy)
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
+        check_whole(who, p)
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         plan_of(recipe, name, p)
