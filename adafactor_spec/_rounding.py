@@ -29,4 +29,9 @@ def rounding_key(seed: int, step: int, index: int) -> int:
         step: t, 1 at the first update.
         index: position of the parameter: in torch that in all groups in order, in JAX that of the leaf in the tree.
     """
-    return int(mix(mix(mix(seed ^ 0x9E3779B9) ^ step & LOW) ^ index & LOW))
+    return int(mix(mix(seed_key(seed) ^ step & LOW) ^ index & LOW))
+
+
+def seed_key(seed: int) -> int:
+    """What the keys of all steps and parameters under one seed begin with: an int in [0, 2^32)."""
+    return int(mix(seed ^ 0x9E3779B9))

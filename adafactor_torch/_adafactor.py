@@ -6,25 +6,14 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Numbers, Recipe, given, per_name, recipes, replace
-from adafactor_spec.errors import check_flag, refusal, refuse_unknown_keywords
+from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
+from adafactor_spec.errors import refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
-from . import _phases as phases
 from . import _state_dict as saved
-from ._groups import (
-    FLOATS,
-    Group,
-    check_group,
-    check_lr,
-    completed,
-    group_fields,
-    named,
-    numbers_of,
-    plan_of,
-    recipe_of,
-)
+from ._engine import Engine
+from ._groups import OPTIONS, Group, check_group, completed, group_fields
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -37,7 +26,17 @@ class Adafactor(torch.optim.Optimizer):
             `group["lr"]` is always a number, the learning rate now in force: with a schedule the optimizer writes it,
             with a number a `torch.optim.lr_scheduler` may.
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
+        foreach, fused: how a step is computed; all ways agree within rounding. `fused=True`: one kernel, Triton on
+            CUDA, where it is the default, and C++ on a CPU, compiled on this machine at the first step. `foreach=False`
+            with it off: one plain operation after the other, the reference. Else eager torch in cache-sized passes.
+        capturable: on a GPU, nothing of a step depends on the host, so that a CUDA graph can hold it. A function of t
+            must then be one of `adafactor_spec.schedules` or written with operators; `group["lr"]` stays what it is.
         maximize: ascend instead of descend.
+        rounding: of 16-bit parameters; "nearest", "stochastic" (unbiased) or "kahan" (what is cut off is kept in
+            bfloat16). See docs/numerics.md.
+        seed: of the random bits, in [0, 2^32). They depend on it, the step, the parameter's position and the element.
+        nonfinite: "propagate" or "skip": a parameter whose gradient has an infinity or a NaN stays as it was.
+        telemetry: keep what `telemetry()` shows.
         relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
             amsgrad, clipping_threshold, beta1, momentum_of, debias, momentum_dtype, momentum_rounding, weight_decay,
             weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
@@ -68,7 +67,14 @@ class Adafactor(torch.optim.Optimizer):
         lr: ScalarOrSchedule = AS_THE_RECIPE_SAYS,
         *,
         recipe: str | Recipe = "paper",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
         maximize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        seed: int = 0,
+        nonfinite: Literal["propagate", "skip"] = "propagate",
+        telemetry: bool = False,
         relative_step: bool = AS_THE_RECIPE_SAYS,
         multiply_by_parameter_scale: bool | per_name = AS_THE_RECIPE_SAYS,
         eps2: float = AS_THE_RECIPE_SAYS,
@@ -112,7 +118,18 @@ class Adafactor(torch.optim.Optimizer):
             state_dtype=state_dtype,
         )
         chosen = replace(recipes.resolve(recipe), **fields)
-        super().__init__(params, {**group_fields(chosen), "maximize": maximize})
+        options = {
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "rounding": rounding,
+            "seed": seed,
+            "nonfinite": nonfinite,
+            "telemetry": telemetry,
+        }
+        self._engine = Engine()
+        super().__init__(params, {**group_fields(chosen), **options})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, which may override every field and name a `recipe`. One that is refused leaves no trace."""
@@ -145,16 +162,36 @@ class Adafactor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, work in [(group, self._ready(group)) for group in self.param_groups]:
-            recipe = recipe_of(group)
-            for p, grad, setting in work:
-                state = self._state_of(p, setting)
-                state["step"] += 1
-                phases.update(p, -grad if group["maximize"] else grad, state, setting)
-            if work and callable(recipe.lr):
-                latest = max(self._finished(p) for p in group["params"])
-                group["lr"] = group["lr_of_schedule"] = float(recipe.lr(latest))
+        self._engine.step(self)
         return loss
+
+    @torch.no_grad()
+    def step_param(self, p: Tensor) -> None:
+        """One update of one parameter, bit for bit what `step` does with it. Step hooks do not run.
+
+        Args:
+            p: a parameter of this optimizer. Without a gradient it stays what it is.
+
+        Raises:
+            ValueError: the parameter is not one of this optimizer's.
+            RuntimeError: as for `step`.
+        """
+        if not any(p is known for group in self.param_groups for known in group["params"]):
+            raise refusal("p", "a parameter of this optimizer", f"a tensor of shape {tuple(p.shape)}")
+        self._engine.step(self, only=p)
+
+    def telemetry(self) -> dict[str, dict[str, Tensor]]:
+        """What the last step did with each parameter, by name, of those in a group with `telemetry=True`.
+
+        Nothing is read back to the host until you look at a value.
+
+        Returns:
+            For each parameter (its name, or "group.position" where it has none) float32 tensors on its device:
+            `step_size` (alpha, which the clipped direction is multiplied by), `update_rms` (RMS(u) before clipping),
+            `clip_factor` (max(1, RMS(u) / d)) and `parameter_rms` (RMS(p) before the step), without axes or with one
+            value per index of the batch axes; and `skipped`, the number of steps left out by `nonfinite="skip"`.
+        """
+        return self._engine.telemetry(self)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, of tensors and plain values only: `torch.load(..., weights_only=True)` reads it.
@@ -162,6 +199,7 @@ class Adafactor(torch.optim.Optimizer):
         A schedule or factoring rule is saved as its name and fields; a plain function as its name, and whoever loads
         the state dict keeps the function that his optimizer was built with.
         """
+        self._engine.tidy(self)
         # Registered now, so that a user's hook sees what is saved.
         hook = self.register_state_dict_post_hook(lambda optimizer, made: saved.encoded(made), prepend=True)
         try:
@@ -186,9 +224,11 @@ class Adafactor(torch.optim.Optimizer):
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
             for group, values in zip(optimizer.param_groups, groups, strict=True):
+                group.pop("format", None)
                 group.update(values)
             for p, state in states.items():
                 optimizer.state[p] = state
+            self._engine = Engine()
 
         # Registered now, so that `check` comes after a user's hook and `restore` before one.
         hooks = (
@@ -201,44 +241,10 @@ class Adafactor(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _ready(self, group: Group) -> list[tuple[Tensor, Tensor, phases.Setting]]:
-        """(parameter, gradient, setting) of those with a gradient, after every check that can refuse the step."""
-        check_lr(group)
-        check_flag("maximize", group["maximize"])
-        recipe = recipe_of(group)
-        known: dict[tuple[int, int], Numbers] = {}  # of parameters with the same recipe at the same step
-        work = []
-        for name, p in named(group):
-            if p.grad is not None:
-                _check_gradient(name, p, p.grad)
-                own, t = recipe.for_name(name), self._finished(p) + 1
-                if (id(own), t) not in known:
-                    known[id(own), t] = numbers_of(own, t)
-                setting = phases.Setting(own, plan_of(own, name, p), FLOATS[p.dtype], known[id(own), t])
-                work.append((p, p.grad, setting))
-        return work
-
-    def _finished(self, p: Tensor) -> int:
-        # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
-        step = self.state.get(p, {}).get("step")  # looking it up must not make an entry
-        return 0 if step is None else int(step.numpy())
-
-    def _state_of(self, p: Tensor, setting: phases.Setting) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # where reading it is no transfer
-        for entry, (shape, dtype) in phases.state_layout(setting.recipe, setting.plan, setting.dtype).items():
-            if entry not in state:
-                state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
-        return state
-
-
-def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
-    who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
-    if grad.layout != torch.strided:
-        remedy = "Use sparse=False, or torch.optim.SparseAdam for that parameter."
-        raise RuntimeError(f"Adafactor does not support sparse gradients, and {who} is {grad.layout}. {remedy}")
-    if grad.is_complex():
-        raise RuntimeError(f"Adafactor does not support complex gradients, and {who} is {grad.dtype}.")
-    if grad.shape != p.shape:
-        raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What pickle and deepcopy hand over: the groups and the state, without what is remembered of them."""
+        super().__setstate__(state)
+        self._engine = Engine()
+        for group in self.param_groups:
+            for name, before in OPTIONS.items():
+                group.setdefault(name, before)

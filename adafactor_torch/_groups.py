@@ -1,4 +1,4 @@
-"""Parameter groups: a recipe's fields under their own names, with a learning rate that is always a number."""
+"""Parameter groups: a recipe's fields and the optimizer's options, with a learning rate that is always a number."""
 
 import functools
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafactor_spec import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, dtypes, recipes
-from adafactor_spec.errors import check_flag, check_number, nearest, refusal
+from adafactor_spec import FIELDS, PER_NAME, REMEDIES, ROUNDINGS, Numbers, Recipe, dtypes, recipes, replace
+from adafactor_spec.errors import check_choice, check_flag, check_number, nearest, refusal
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
@@ -23,6 +23,18 @@ RANGES: dict[str, dict[str, Any]] = {
     "weight_decay": {"at_least": 0.0},
 }
 FLOATS = {getattr(torch, name): name for name in dtypes.NAMES}
+FUSED = ("cpu", "cuda")  # the devices that have fused kernels
+# What a group has besides the recipe's fields, and what it was before there was such an option.
+OPTIONS: Group = {
+    "maximize": False,
+    "foreach": None,
+    "fused": None,
+    "capturable": False,
+    "rounding": "nearest",
+    "seed": 0,
+    "nonfinite": "propagate",
+    "telemetry": False,
+}
 
 
 def group_fields(recipe: Recipe) -> Group:
@@ -30,13 +42,16 @@ def group_fields(recipe: Recipe) -> Group:
     return {**{name: getattr(recipe, name) for name in FIELDS}, **split_lr(recipe.lr)}
 
 
-def split_lr(lr: ScalarOrSchedule | None) -> Group:
+def split_lr(lr: ScalarOrSchedule | Tensor | None) -> Group:
     """A learning rate as a group keeps it.
 
     `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
     gave last: where the two numbers differ, somebody else has written `lr`.
     """
-    if lr is not None:
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or lr.is_complex():
+            raise refusal("lr", "a number or a tensor with one", lr)
+    elif lr is not None:
         check_schedule("lr", lr, at_least=0)
     if not callable(lr):
         return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
@@ -50,8 +65,8 @@ def completed(group: Group) -> Group:
     A key of the user's own is kept, as torch does it, unless it is nearly the name of a field.
     """
     for name in group:
-        remedy = REMEDIES.get(name) or nearest(name, FIELDS, cutoff=0.8)
-        if remedy and name not in FIELDS:
+        remedy = REMEDIES.get(name) or nearest(name, (*FIELDS, *OPTIONS), cutoff=0.8)
+        if remedy and name not in FIELDS and name not in OPTIONS:
             raise TypeError(f"A parameter group has no {name!r}. {remedy}")
     group = dict(group)
     if "lr" in group and "lr_schedule" not in group:  # a group of another optimizer brings both
@@ -63,14 +78,25 @@ def completed(group: Group) -> Group:
 
 def recipe_of(group: Group) -> Recipe:
     """The recipe of a group as it stands now: whoever changes a field of a group changes the next step."""
-    values = tuple(group[name] for name in FIELDS)
-    if group["lr_schedule"] is not None and group["lr"] == group["lr_of_schedule"]:
-        values = (group["lr_schedule"], *values[1:])
+    return replace(form_of(group), lr=lr_of(group))
+
+
+def form_of(group: Group) -> Recipe:
+    """The recipe of a group but for the value of its learning rate, the same object for as long as nothing changes."""
+    values = (None if group["lr"] is None else 1.0, *(group[name] for name in FIELDS if name != "lr"))
     try:
         hash(values)
     except TypeError:  # a callable object that compares by value has no hash
         return Recipe(**dict(zip(FIELDS, values, strict=True)))
     return _recipe(*values)
+
+
+def lr_of(group: Group) -> Any:
+    """The learning rate: a number, a schedule, or the value of a tensor, which on a device is waited for."""
+    lr = group["lr"]
+    if group["lr_schedule"] is not None and lr == group["lr_of_schedule"]:
+        return group["lr_schedule"]
+    return float(lr) if isinstance(lr, Tensor) else lr
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -97,6 +123,11 @@ def named(group: Group) -> Iterator[tuple[str, Tensor]]:
     yield from zip(names, group["params"], strict=True)
 
 
+def counts_on_device(group: Group, p: Tensor) -> bool:
+    """Whether the steps of a parameter are counted on its device: where the host must not, or cannot, know them."""
+    return (group["capturable"] or group["nonfinite"] == "skip") and p.device.type != "cpu"
+
+
 def plan_of(recipe: Recipe, name: str, p: Tensor) -> Plan:
     """The factoring plan of one parameter."""
     return plan_for(recipe.factoring, tuple(p.shape), name)
@@ -105,7 +136,7 @@ def plan_of(recipe: Recipe, name: str, p: Tensor) -> Plan:
 def check_group(group: Group) -> None:
     """Refuse a group whose fields, parameters or factoring rule cannot work; write its fields in their plain form."""
     recipe = recipe_of(group)
-    check_flag("maximize", group["maximize"])
+    check_options(group)
     if recipe.lr is None:
         check_schedule("lr", None, remedy="This recipe has no default: give one.")
     if recipe.needs_names and "param_names" not in group:
@@ -124,13 +155,33 @@ def check_group(group: Group) -> None:
     group.update({name: getattr(recipe, name) for name in FIELDS if name != "lr"})
 
 
+def check_options(group: Group) -> None:
+    """Refuse options of a group that are none, that contradict each other, or that its devices have not."""
+    for flag in ("maximize", "capturable", "telemetry"):
+        check_flag(flag, group[flag])
+    for flag in ("foreach", "fused"):
+        check_choice(flag, group[flag], (None, True, False))
+    check_choice("rounding", group["rounding"], ROUNDINGS)
+    check_number("seed", group["seed"], at_least=0, at_most=2**32 - 1, whole=True)
+    check_choice("nonfinite", group["nonfinite"], ("propagate", "skip"))
+    if group["foreach"] and group["fused"]:
+        raise refusal("foreach", "None or False with fused=True", True, "Each is a way of its own to compute a step.")
+    if group["fused"]:
+        for _, p in named(group):
+            if p.device.type not in FUSED:
+                must = "None or False for parameters on another device than " + " or ".join(FUSED)
+                raise refusal("fused", must, True, f"A parameter is on {p.device}.")
+
+
 def check_lr(group: Group) -> None:
-    """Refuse a schedule whose number somebody else has written.
+    """Refuse a schedule whose number somebody else has written; take over one that was written in a number's place.
 
     A number of 0 is let through: torch's own checkpointing writes it for the step that makes the state. Nothing moves
     then but by a weight decay that does not follow the learning rate.
     """
-    written = group["lr"] not in (group["lr_of_schedule"], 0.0)
+    if callable(group["lr"]):
+        group.update(split_lr(group["lr"]))
+    written = group["lr_schedule"] is not None and group["lr"] not in (group["lr_of_schedule"], 0.0)
     if group["lr_schedule"] is not None and (written or "initial_lr" in group):
         remedy = "Pass a number, which a scheduler or group['lr'] = ... may then change."
         raise refusal("lr", "a number under a torch.optim.lr_scheduler", group["lr_schedule"], remedy)

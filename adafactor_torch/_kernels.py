@@ -13,6 +13,8 @@ from torch import Tensor
 from adafactor_spec import dtypes
 from adafactor_spec.factoring import Plan
 
+Number = float | Tensor  # of the step: a Python float, or a tensor without axes
+
 
 def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x, rounded to `dtype`, in its own dtype."""
@@ -39,14 +41,21 @@ def statistics(g: Tensor, eps1: float, plan: Plan) -> tuple[Tensor, ...]:
     return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
 
 
-def ema(old: Tensor, new: Tensor, beta: float, complement: float) -> Tensor:
+def ema(old: Tensor, new: Tensor, beta: Number, complement: Number) -> Tensor:
     """beta_t * old + (1 - beta_t) * new."""
     return beta * old + complement * new
 
 
-def lerp(old: Tensor, new: Tensor, beta: float, complement: float) -> Tensor:
+def lerp(old: Tensor, new: Tensor, beta: Number, complement: Number) -> Tensor:
     """`ema` as torch.lerp forms it, from the nearer end: a rounded average meets ties, which two products can miss."""
-    return old + complement * (new - old) if complement < 0.5 else new - beta * (new - old)
+    near, far = old + complement * (new - old), new - beta * (new - old)
+    return (
+        torch.where(complement < 0.5, near, far)
+        if isinstance(complement, Tensor)
+        else near
+        if complement < 0.5
+        else far
+    )
 
 
 def root_factors(moments: tuple[Tensor, ...], floor: float | None, plan: Plan) -> tuple[Tensor, ...]:
@@ -75,7 +84,7 @@ def precondition(x: Tensor, roots: tuple[Tensor, ...], floor: float | None) -> T
     return x
 
 
-def precondition_amsgrad(x: Tensor, v_max: Tensor, bias: float, eps1: float) -> Tensor:
+def precondition_amsgrad(x: Tensor, v_max: Tensor, bias: Number, eps1: float) -> Tensor:
     """x / (sqrt(V_max / (1 - beta2_t^t)) + eps1)."""
     return x / (torch.sqrt(v_max / bias) + eps1)
 
@@ -86,15 +95,14 @@ def clip(u: Tensor, threshold: float, axes: tuple[int, ...]) -> Tensor:
 
 
 def average(
-    m: Tensor, x: Tensor, beta: float, complement: float, rounding: str, dtype: torch.dtype
+    m: Tensor, x: Tensor, beta: Number, complement: Number, rounding: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """First moment: (the average that is used, the one that is stored in `dtype`)."""
     if rounding == "use":
         stored = round_to(lerp(m, round_to(x, dtype), beta, complement), dtype)
         return stored, stored
     if rounding == "decay":
-        narrow = float(dtypes.round_to(np.asarray(beta, np.float64), dtypes.name_of(dtype)))
-        used = round_to(narrow * m, dtype) + complement * x
+        used = round_to(_narrow(beta, dtype) * m, dtype) + complement * x
     else:
         used = ema(m, x, beta, complement)
     return used, round_to(used, dtype)
@@ -136,6 +144,12 @@ def round_stochastically(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
         small = torch.copysign((below + up) * 2.0**-24, wide)
         rounded = round_to(torch.where(q < 2.0**10, small, rounded), dtype)  # what is too large becomes infinite
     return torch.where(wide.isnan(), wide, rounded).to(x.dtype)
+
+
+def _narrow(beta: Number, dtype: torch.dtype) -> Number:
+    if isinstance(beta, Tensor):
+        return round_to(beta, dtype)
+    return float(dtypes.round_to(np.asarray(beta, np.float64), dtypes.name_of(dtype)))
 
 
 _CUT_BITS = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the format has not

@@ -1,46 +1,137 @@
-"""The three phases of a step of one parameter, from plain numbers and a plan.
+"""The three phases of a step of one parameter, in plain torch: the reference that every faster path is tested against.
 
 Between two phases lies the only thing that shards of one parameter would have to tell each other: sums of g^2 and p^2
-after the first, of u^2 after the second. Nothing is read back to the host.
+after the first, of u^2 after the second. Nothing is read back to the host: the numbers of a step are Python floats or
+0-dimensional tensors, and what makes a parameter stay as it was is a mask.
 """
 
+import functools
+import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe
-from adafactor_spec.dtypes import at_least_float32
+from adafactor_spec.dtypes import at_least_float32, is_narrow
 from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
 
-State = dict[str, Tensor]  # step and, where the recipe keeps them, v_row and v_col or v, v_max, m
+State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """What is decided before a step: everything that is not a tensor."""
+    """What is decided once for a parameter: everything that is neither a tensor nor a number of the step."""
 
     recipe: Recipe
     plan: Plan
     dtype: str  # of the parameter
-    now: Numbers
+    rounding: str = "nearest"
 
-    @property
+    def is_of(self, p: Tensor) -> bool:
+        """Whether p still has the shape and the dtype that this was decided for."""
+        return self._dtype is p.dtype and self.plan.shape == p.shape
+
+    @functools.cached_property
+    def _dtype(self) -> torch.dtype:
+        return torch_dtype(self.dtype)
+
+    @functools.cached_property
     def compute(self) -> torch.dtype:
         """The dtype of the arithmetic."""
         return torch_dtype(at_least_float32(self.dtype))
 
-    @property
+    @functools.cached_property
     def eps1(self) -> float:
         """eps1 for this parameter's dtype."""
         return self.recipe.eps1_for(self.dtype)
 
-    @property
+    @functools.cached_property
     def floor(self) -> float | None:
         """The smallest sqrt(V), where eps1 is a floor."""
         return self.eps1 if self.recipe.eps1_mode == "floor" else None
+
+    @functools.cached_property
+    def added(self) -> float:
+        """What is added to g^2."""
+        return 0.0 if self.recipe.eps1_mode == "floor" else self.eps1
+
+    @functools.cached_property
+    def l2(self) -> bool:
+        """Whether the weight decay is a part of the gradient."""
+        return self.recipe.decays and self.recipe.weight_decay_by == "grad"
+
+    @functools.cached_property
+    def decoupled(self) -> bool:
+        """Whether there is another weight decay."""
+        return self.recipe.decays and not self.l2
+
+    @functools.cached_property
+    def clips(self) -> bool:
+        """Whether updates are clipped."""
+        return self.recipe.clipping_threshold not in (None, math.inf)
+
+    @functools.cached_property
+    def averages(self) -> str | None:
+        """What the first moment is one of, None without one."""
+        return None if self.recipe.beta1 is None else self.recipe.momentum_of
+
+    @functools.cached_property
+    def compensated(self) -> bool:
+        """Whether what a rounding cuts off is kept."""
+        return self.rounding == "kahan" and is_narrow(self.dtype)
+
+    @functools.cached_property
+    def stochastic(self) -> bool:
+        """Whether a rounding is a matter of chance."""
+        return self.rounding == "stochastic" and is_narrow(self.dtype)
+
+    @functools.cached_property
+    def moments(self) -> tuple[str, ...]:
+        """The entries of the state that keep the second moment."""
+        return ("v_row", "v_col") if self.plan.factored else ("v",)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Shape and dtype of every tensor that the parameter's state keeps, but for `step`."""
+        recipe, plan = self.recipe, self.plan
+        stored = torch_dtype(recipe.state_dtype_for(self.dtype))
+        layout = {"v_row": (plan.row_shape, stored), "v_col": (plan.col_shape, stored)}
+        if not plan.factored:
+            layout = {"v": (plan.matrix_shape, stored)}
+        if recipe.amsgrad:
+            layout["v_max"] = (plan.matrix_shape, stored)
+        if recipe.beta1 is not None:
+            layout["m"] = (plan.shape, torch_dtype(recipe.momentum_dtype_for(self.dtype)))
+        if self.compensated:
+            layout["compensation"] = (plan.shape, torch.bfloat16)
+        return layout
+
+
+@dataclass(eq=False)
+class Work:
+    """One parameter in one step."""
+
+    p: Tensor
+    grad: Tensor
+    state: State
+    setting: Setting
+    now: Numbers
+    key: Any = 0  # of the random bits (`adafactor_spec.rounding_key`), an int or a 0-dimensional int32 tensor
+    maximize: bool = False
+    telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
+    skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
+
+
+class Amp(NamedTuple):
+    """What a GradScaler says: 0-dimensional tensors, or None."""
+
+    grad_scale: Tensor | None = None  # gradients are this many times too large
+    found_inf: Tensor | None = None  # 1 where a gradient is not finite: then nothing is written
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -49,82 +140,128 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def state_layout(recipe: Recipe, plan: Plan, dtype: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor that a parameter's state keeps, but for `step`."""
-    stored = torch_dtype(recipe.state_dtype_for(dtype))
-    layout = {"v_row": (plan.row_shape, stored), "v_col": (plan.col_shape, stored)}
-    if not plan.factored:
-        layout = {"v": (plan.matrix_shape, stored)}
-    if recipe.amsgrad:
-        layout["v_max"] = (plan.matrix_shape, stored)
-    if recipe.beta1 is not None:
-        layout["m"] = (plan.shape, torch_dtype(recipe.momentum_dtype_for(dtype)))
-    return layout
+def update(work: Work, amp: Amp = Amp()) -> None:
+    """One step of one parameter, in place; the caller has counted it in `state["step"]`."""
+    p, state, setting = work.p, work.state, work.setting
+    wide, g = weight(p, state, setting), work.grad.to(setting.compute)
+    if amp.grad_scale is not None:
+        g = g / amp.grad_scale.to(g)
+    if work.maximize:
+        g = -g
+    old = dict(state) | {"p": p}
+    if setting.l2:
+        g = g + work.now.weight_decay * wide
+    means, p_rms = statistics(wide, g, setting)
+    u, kept = norm(g, means, state, setting, work.now)
+    new, alpha, moved = apply(wide, u, p_rms, state, setting, work.now)
+    kept |= moved | rounded(new, setting, work.key)
+    if work.telemetry is not None:
+        old["telemetry"], kept["telemetry"] = work.telemetry, told(alpha, u, p_rms, setting)
+    good = fine(work, amp)
+    for name, value in kept.items():
+        old[name].copy_(value if good is None else torch.where(good, value, old[name].to(value.dtype)))
+    if good is not None:
+        state["step"] -= (~good).to(state["step"])
+        if work.skipped is not None:
+            work.skipped += (~good).to(work.skipped)
 
 
-def update(p: Tensor, grad: Tensor, state: State, setting: Setting) -> None:
-    """One step of one parameter, in place."""
-    wide, g = p.to(setting.compute), grad.to(setting.compute)
-    if setting.recipe.decays and setting.recipe.weight_decay_by == "grad":  # L2: a part of the gradient
-        g = g + setting.now.weight_decay * wide
-    new, p_rms = statistics(wide, g, setting)
-    u = norm(g, new, state, setting)
-    p.copy_(apply(wide, u, p_rms, state, setting))  # the one rounding to the parameter's dtype
+def fine(work: Work, amp: Amp) -> Tensor | None:
+    """Whether the step may be taken, as a tensor; None where nobody asks."""
+    good = None if amp.found_inf is None else amp.found_inf == 0
+    if work.skipped is not None:
+        finite = torch.isfinite(work.grad).all()
+        good = finite if good is None else finite & good
+    return good
+
+
+def weight(p: Tensor, state: State, setting: Setting) -> Tensor:
+    """The parameter as the step takes it: with what the last rounding cut off."""
+    wide = p.to(setting.compute)
+    return wide + state["compensation"] if setting.compensated else wide
 
 
 def statistics(p: Tensor, g: Tensor, setting: Setting) -> tuple[tuple[Tensor, ...], Tensor]:
     """Phase 1: means of g^2 for the second moment, and RMS(p)."""
-    added = 0.0 if setting.recipe.eps1_mode == "floor" else setting.eps1
-    return kernels.statistics(g, added, setting.plan), kernels.rms(p, setting.plan.rms_axes)
+    return kernels.statistics(g, setting.added, setting.plan), kernels.rms(p, setting.plan.rms_axes)
 
 
-def norm(g: Tensor, new: tuple[Tensor, ...], state: State, setting: Setting) -> Tensor:
-    """Phase 2: the second moment, and the direction u = x / sqrt(V); what is stored of V is what is used."""
-    recipe, plan, now = setting.recipe, setting.plan, setting.now
-    stored = [state[key] for key in (("v_row", "v_col") if plan.factored else ("v",))]
-    for kept, mean in zip(stored, new, strict=True):
-        kept.copy_(kernels.ema(kept.to(g.dtype), mean, now.beta2, now.beta2_complement))
-    roots = kernels.root_factors(tuple(kept.to(g.dtype) for kept in stored), setting.floor, plan)
-    x = average(g, state, setting) if averages(recipe, "grad") else g
+def norm(
+    g: Tensor, means: tuple[Tensor, ...], state: State, setting: Setting, now: Numbers
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Phase 2: the direction u = x / sqrt(V), and what is to be kept; what is kept of V is what is used."""
+    kept = {
+        name: kernels.ema(state[name].to(g.dtype), mean, now.beta2, now.beta2_complement).to(state[name].dtype)
+        for name, mean in zip(setting.moments, means, strict=True)
+    }
+    u, moved = direction(g, tuple(kept.values()), state, setting, now)
+    return u, kept | moved
+
+
+def direction(
+    g: Tensor, moments: tuple[Tensor, ...], state: State, setting: Setting, now: Numbers
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """u from the second moment, and what else is to be kept."""
+    plan, moved = setting.plan, dict[str, Tensor]()
+    roots = kernels.root_factors(tuple(moment.to(g.dtype) for moment in moments), setting.floor, plan)
+    x = g
+    if setting.averages == "grad":
+        x, moved["m"] = average(g, state["m"], setting, now)
     x = x.reshape(plan.matrix_shape)
-    if recipe.amsgrad:
+    if setting.recipe.amsgrad:
         v_max = state["v_max"]
-        v_max.copy_(torch.maximum(v_max.to(g.dtype), kernels.second_moment(roots, setting.floor)))
-        u = kernels.precondition_amsgrad(x, v_max.to(g.dtype), now.bias2, setting.eps1)
+        moved["v_max"] = torch.maximum(v_max.to(g.dtype), kernels.second_moment(roots, setting.floor)).to(v_max.dtype)
+        u = kernels.precondition_amsgrad(x, moved["v_max"].to(g.dtype), now.bias2, setting.eps1)
     else:
         u = kernels.precondition(x, roots, setting.floor)
-    return u.reshape(plan.shape)
+    return u.reshape(plan.shape), moved
 
 
-def apply(p: Tensor, u: Tensor, p_rms: Tensor, state: State, setting: Setting) -> Tensor:
-    """Phase 3: clip, scale, average, decay. The new parameter, not yet rounded."""
-    recipe, now = setting.recipe, setting.now
+def apply(
+    p: Tensor, u: Tensor, p_rms: Tensor, state: State, setting: Setting, now: Numbers
+) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    """Phase 3: clip, scale, average, decay. The new parameter, not yet rounded; alpha; what is to be kept."""
+    recipe, moved = setting.recipe, dict[str, Tensor]()
     if recipe.clipping_threshold is not None:
         u = kernels.clip(u, recipe.clipping_threshold, setting.plan.rms_axes)
-    if averages(recipe, "update"):
-        u = average(u, state, setting)
-    decoupled = recipe.decays and recipe.weight_decay_by != "grad"
-    if decoupled and recipe.decay_before_scale:
+    if setting.averages == "update":
+        u, moved["m"] = average(u, state["m"], setting, now)
+    if setting.decoupled and recipe.decay_before_scale:
         p_rms = p_rms * abs(1.0 - now.weight_decay)
-    alpha: Tensor | float = now.rho
+    alpha: Any = now.rho
     if recipe.multiply_by_parameter_scale:
         alpha = now.rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     change = alpha * u
-    if averages(recipe, "step"):
-        change = average(change, state, setting)
-    if decoupled:
+    if setting.averages == "step":
+        change, moved["m"] = average(change, state["m"], setting, now)
+    if setting.decoupled:
         change = change + now.weight_decay * (alpha if recipe.weight_decay_by == "step" else 1.0) * p
-    return p - change
+    return p - change, alpha, moved
 
 
-def averages(recipe: Recipe, what: str) -> bool:
-    """Whether the first moment is one of `what`."""
-    return recipe.beta1 is not None and recipe.momentum_of == what
+def told(alpha: Any, u: Tensor, p_rms: Tensor, setting: Setting) -> Tensor:
+    """Per batch index alpha, RMS(u) before clipping, the clip factor and RMS(p): [batch, 4]."""
+    u_rms = kernels.rms(u, setting.plan.rms_axes)
+    factor = (u_rms / (setting.recipe.clipping_threshold or math.inf)).clamp(min=1.0)
+    alpha = torch.as_tensor(alpha, dtype=u.dtype, device=u.device)
+    columns = [x.expand(u_rms.shape).reshape(-1) for x in (alpha, u_rms, factor, p_rms)]
+    return torch.stack(columns, dim=1)
 
 
-def average(x: Tensor, state: State, setting: Setting) -> Tensor:
-    """The first moment with x in it, debiased where the recipe says so; the state keeps it."""
-    recipe, now, m = setting.recipe, setting.now, state["m"]
+def average(x: Tensor, m: Tensor, setting: Setting, now: Numbers) -> tuple[Tensor, Tensor]:
+    """(The first moment with x in it, debiased where the recipe says so; what is to be kept of it.)"""
+    recipe = setting.recipe
     used, kept = kernels.average(m.to(x.dtype), x, now.beta1, now.beta1_complement, recipe.momentum_rounding, m.dtype)
-    m.copy_(kept)
-    return used / now.bias1 if recipe.debias else used
+    return used / now.bias1 if recipe.debias else used, kept
+
+
+def rounded(x: Tensor, setting: Setting, key: Any) -> dict[str, Tensor]:
+    """The new parameter, rounded once, and what that cut off where it is kept."""
+    dtype = torch_dtype(setting.dtype)
+    if setting.stochastic:
+        elements = torch.arange(x.numel(), dtype=torch.int64, device=x.device).to(torch.int32).view(x.shape)
+        return {"p": kernels.round_stochastically(x, kernels.random_bits(key, elements), dtype)}
+    if setting.compensated:
+        p = kernels.round_to(x, dtype)
+        return {"p": p, "compensation": x - p}
+    return {"p": x}

@@ -102,7 +102,7 @@ def test_a_field_changed_mid_run_takes_effect_at_the_next_step(case: str) -> Non
 BAD_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "lr": ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
     "nan": ({"lr": float("nan")}, "lr must be at least 0, got nan"),
-    "tensor lr": ({"lr": torch.tensor(0.1)}, "lr must be a number"),
+    "tensor": ({"eps2": torch.tensor(0.1)}, "eps2 must be a number"),
     "weight_decay": ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
     "clipping_threshold": ({"clipping_threshold": 0.0}, "clipping_threshold must be positive, got 0.0"),
     "beta1": ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),

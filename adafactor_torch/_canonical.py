@@ -1,0 +1,77 @@
+"""How the fused kernels see a parameter: [batch, lead, rows, columns], whatever its plan and its layout in memory.
+
+RMS(p) and RMS(u) are of a batch index, the factors of a (batch, lead) matrix. A V that is kept whole has rows and
+columns, too: they are only the order in which its elements are visited.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan, Shape
+
+# A vector that such rows divide is folded to them, so that several threads or programs can share it.
+ROW = 1024
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The axes of a plan's `matrix_shape` in the order batch, lead, rows, columns, and the four sizes."""
+
+    order: Shape
+    sizes: Shape
+
+
+@functools.cache
+def canonical(plan: Plan) -> Canonical:
+    """The canonical form of a plan."""
+    shape, batch = plan.matrix_shape, plan.batch
+    rest = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *plan.rows, *plan.cols))
+    stack = math.prod(shape[axis] for axis in batch)
+    if plan.factored:
+        groups = (batch, rest, plan.rows, plan.cols)
+        return Canonical((*batch, *rest, *plan.rows, *plan.cols), tuple(_size(shape, axes) for axes in groups))
+    rows, cols = _size(shape, rest[:-1]), _size(shape, rest[-1:])
+    if rows == 1 and cols % ROW == 0 and cols:
+        rows, cols = cols // ROW, ROW
+    return Canonical((*batch, *rest), (stack, 1, rows, cols))
+
+
+def view_of(x: Tensor, plan: Plan, reduced: Shape = ()) -> Tensor:
+    """x as [batch, lead, rows, columns]; with `reduced` axes, which x has at size 1, as that with 1 in their place.
+
+    A view of the same memory where its strides allow it, else a copy.
+    """
+    form = canonical(plan)
+    shape = tuple(1 if axis in reduced else size for axis, size in enumerate(plan.matrix_shape))
+    sizes = list(form.sizes)
+    if reduced:
+        sizes[2 if set(reduced) == set(plan.rows) else 3] = 1
+    return x.reshape(shape).permute(form.order).reshape(sizes)
+
+
+def from_view(view: Tensor, plan: Plan, shape: Shape, reduced: Shape = ()) -> Tensor:
+    """What `view_of` made a view or a copy of, of that shape, again."""
+    order = canonical(plan).order
+    sizes = tuple(1 if axis in reduced else plan.matrix_shape[axis] for axis in order)
+    return view.reshape(sizes).permute([order.index(axis) for axis in range(len(order))]).reshape(shape)
+
+
+def elements_of(plan: Plan) -> Tensor:
+    """The indices of the elements in C order, modulo 2^32, as [batch, lead, rows, columns].
+
+    Without memory, where an element's index is the sum of its places times the strides; else int32.
+    """
+    indices = torch.empty(plan.shape, device="meta")
+    view = indices.reshape(plan.matrix_shape).permute(canonical(plan).order)
+    try:
+        return view.view(canonical(plan).sizes)
+    except RuntimeError:  # the strides do not allow it
+        return view_of(torch.arange(math.prod(plan.shape)).to(torch.int32).reshape(plan.shape), plan)
+
+
+def _size(shape: Shape, axes: Shape) -> int:
+    return math.prod(shape[axis] for axis in axes)

@@ -1,0 +1,180 @@
+"""`fused=True` on a CPU: a table with a row for each parameter, and one call of the C++ in `_native`."""
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adafactor_spec import dtypes
+
+from . import _native
+from ._canonical import canonical, elements_of, from_view, view_of
+from ._phases import Amp, Work
+
+_WORD = "i8"
+_ARRAY = np.dtype([("data", _WORD), ("dtype", _WORD), ("stride", _WORD, 4)])
+_ARRAYS = ("p", "g", "v_row", "v_col", "v", "v_max", "m", "compensation", "element")
+_FLAGS = ("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momentum_rounding", "scales", "decay")
+_FLAGS += ("decay_first", "maximize", "rounding", "key")
+_NUMBERS = ("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay")
+_NUMBERS += ("eps1", "eps2", "largest", "threshold", "unscale")
+# `struct Task` of step.cpp.
+_TASK = np.dtype(
+    [("size", _WORD, 4)]
+    + [(name, _ARRAY) for name in _ARRAYS]
+    + [(name, _WORD) for name in _FLAGS]
+    + [(name, "f8") for name in _NUMBERS]
+    + [(name, _WORD) for name in ("squares", "known", "telemetry")]
+)
+_ADDRESS = Tensor.data_ptr
+_CODES = {getattr(torch, name): code for code, name in enumerate(("float64", "float32", "bfloat16", "float16"))}
+_MOMENTUM = (None, "grad", "update", "step")
+_MOMENTUM_ROUNDING = ("store", "use", "decay")
+_FIELDS = {
+    "rho": "rho",
+    "beta2": "beta2",
+    "complement2": "beta2_complement",
+    "bias2": "bias2",
+    "beta1": "beta1",
+    "complement1": "beta1_complement",
+    "bias1": "bias1",
+    "weight_decay": "weight_decay",
+}
+
+
+class Compiled:
+    """Steps parameters on a CPU, and remembers between steps what it has to know of each."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Tensor, _Row] = {}
+        self._of_table: list[_Row] = []
+        self._table: Any = np.zeros(0, _TASK)
+
+    def step(self, works: list[Work], amp: Amp) -> bool:
+        """One step of every parameter; False, and nothing done, where there is no compiled library."""
+        library = _native.library()
+        if library is None:
+            return False
+        rows = [self._row(work) for work in works]
+        if rows != self._of_table:
+            self._table, self._of_table = np.array([row.record for row in rows], _TASK), rows
+        table = self._table
+        table["g"]["data"] = [row.gradient(work) for row, work in zip(rows, works, strict=True)]
+        table["known"] = [row.known(work) for row, work in zip(rows, works, strict=True)]
+        table["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
+        table["key"] = [work.key for work in works]
+        _write_numbers(table, works, amp)
+        arguments = ctypes.c_void_p(table.ctypes.data), ctypes.c_int64(len(table))
+        room = torch.empty(library.adafactor_room(*arguments), dtype=torch.uint8)
+        threads = ctypes.c_int64(torch.get_num_threads())
+        library.adafactor_step(*arguments, threads, ctypes.c_void_p(room.data_ptr()))
+        for row in rows:
+            row.copy_back()
+        torch.autograd.graph.increment_version([work.p for work in works])
+        for row, work in zip(rows, works, strict=True):
+            row.version = work.p._version
+        return True
+
+    def forget(self, p: Tensor) -> None:
+        """Forget what is remembered of a parameter."""
+        self._rows.pop(p, None)
+
+    def _row(self, work: Work) -> "_Row":
+        row = self._rows.get(work.p)
+        if row is None or not row.fits(work):
+            row = self._rows[work.p] = _Row(work)
+        return row
+
+
+class _Row:
+    """What is written into the table for one parameter, for as long as its tensors stay where they are."""
+
+    def __init__(self, work: Work) -> None:
+        self._setting, plan = work.setting, work.setting.plan
+        self._where = _where(work)
+        self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
+        self._gradient: Tensor | None = None
+        self.squares = torch.zeros(canonical(plan).sizes[0], dtype=torch.float64)
+        self.version = -1  # of the parameter after the step in which `squares` were summed
+        record = self.record = np.zeros((), _TASK)
+        record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()
+        for name, x in {"p": work.p.detach(), **work.state}.items():
+            if name != "step":
+                reduced = {"v_row": plan.cols, "v_col": plan.rows}.get(name, ())
+                view = view_of(x, plan, reduced)
+                record[name] = _described(view)
+                if view.data_ptr() != x.data_ptr():
+                    self._copies.append((x, view, reduced))
+        self._strides = work.grad.stride()
+        gradient = view_of(work.grad.detach(), plan)
+        record["g"] = _described(gradient)
+        self._copies_gradient = gradient.data_ptr() != work.grad.data_ptr()
+        if self._setting.stochastic:
+            self._elements = elements_of(plan)
+            record["element"] = _described(self._elements)
+        _write_flags(record, work)
+
+    def fits(self, work: Work) -> bool:
+        """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
+        same = self._setting is work.setting and self._where == _where(work)
+        return same and not self._copies and self._strides == work.grad.stride()
+
+    def gradient(self, work: Work) -> int:
+        """Where the gradient is, or a copy of it that is kept for this step."""
+        if not self._copies_gradient:
+            return work.grad.data_ptr()
+        self._gradient = view_of(work.grad.detach(), work.setting.plan)
+        return self._gradient.data_ptr()
+
+    def known(self, work: Work) -> bool:
+        """Whether nobody has written the parameter since the squares of its elements were summed."""
+        return self.version == work.p._version and bool(work.setting.recipe.multiply_by_parameter_scale)
+
+    def copy_back(self) -> None:
+        """Write what was computed in copies to where it belongs."""
+        for x, view, reduced in self._copies:
+            x.copy_(from_view(view, self._setting.plan, tuple(x.shape), reduced))
+
+
+def _where(work: Work) -> tuple[Any, ...]:
+    # Addresses and not objects: `tensor.data = ...` moves one.
+    return (work.maximize, work.grad.dtype, work.p.data_ptr(), work.p.stride(), *map(_ADDRESS, work.state.values()))
+
+
+def _described(view: Tensor) -> tuple[int, int, list[int]]:
+    strides = [stride if size > 1 else 0 for stride, size in zip(view.stride(), view.shape, strict=True)]
+    return (0 if view.is_meta else view.data_ptr()), _CODES.get(view.dtype, 0), strides
+
+
+def _write_flags(record: Any, work: Work) -> None:
+    setting, recipe = work.setting, work.setting.recipe
+    record["factored"], record["floors"] = setting.plan.factored, setting.floor is not None
+    record["amsgrad"], record["clips"] = recipe.amsgrad, setting.clips
+    record["momentum"] = _MOMENTUM.index(setting.averages)
+    record["debias"] = recipe.debias
+    record["momentum_rounding"] = _MOMENTUM_ROUNDING.index(recipe.momentum_rounding)
+    record["scales"], record["decay_first"] = recipe.multiply_by_parameter_scale, recipe.decay_before_scale
+    record["decay"] = 1 if setting.l2 else 0 if not setting.decoupled else 2 if recipe.weight_decay_by == "step" else 3
+    record["rounding"] = 1 if setting.stochastic else 2 if setting.compensated else 0
+    record["maximize"] = work.maximize
+    record["eps1"], record["eps2"] = setting.eps1, recipe.eps2
+    record["largest"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
+    record["threshold"] = recipe.clipping_threshold if setting.clips else 1.0
+
+
+def _write_numbers(table: Any, works: list[Work], amp: Amp) -> None:
+    def write(name: str, values: list[float | None]) -> None:
+        table[name] = [0.0 if value is None else value for value in values]
+
+    nows = [work.now for work in works]
+    nows = nows[:1] if all(now is nows[0] for now in nows) else nows  # a list of one is written to every row
+    for name, field in _FIELDS.items():
+        write(name, [getattr(now, field) for now in nows])
+    table["unscale"] = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
+    for row, work in enumerate(works):
+        if work.setting.recipe.momentum_rounding == "decay" and work.setting.averages:
+            dtype = work.setting.recipe.momentum_dtype_for(work.setting.dtype)
+            table["narrow1"][row] = dtypes.round_to(np.asarray(work.now.beta1, np.float64), dtype)

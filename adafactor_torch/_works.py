@@ -1,0 +1,154 @@
+"""What a step has to do: every check that can refuse it, and then one `Work` for each parameter with a gradient."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafactor_spec import Numbers, Recipe, replace, rounding_key
+from adafactor_spec.errors import refusal
+
+from ._groups import (
+    FLOATS,
+    Group,
+    check_lr,
+    check_options,
+    counts_on_device,
+    form_of,
+    lr_of,
+    named,
+    numbers_of,
+    plan_of,
+)
+from ._phases import Setting, State, Work
+from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device
+
+_Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position among all parameters
+_NOTHING: State = {}
+_LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of works whose steps are counted on a device
+
+
+class Settings:
+    """The settings of parameters, decided once and again only where something has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
+
+    def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> Setting:
+        """The setting of one parameter; `form` is its group's recipe as `form_of` gives it."""
+        known = self._known.get(p)
+        if known is not None:
+            of_form, of_rounding, setting = known
+            if of_form is form and of_rounding == rounding and setting.is_of(p):
+                return setting
+        own = form.for_name(name)
+        setting = Setting(own, plan_of(own, name, p), FLOATS[p.dtype], rounding)
+        self._known[p] = (form, rounding, setting)
+        return setting
+
+
+def ready(groups: list[Group], settings: Settings, only: Tensor | None = None) -> list[tuple[Group, list[_Ready]]]:
+    """The parameters with a gradient, or only one of them, after every check that can refuse the step."""
+    found, position = [], 0
+    for group in groups:
+        check_lr(group)
+        check_options(group)
+        form, rounding, work = form_of(group), group["rounding"], []
+        for index, (name, p) in enumerate(named(group), position):
+            if p.grad is not None and (only is None or p is only):
+                _check_gradient(name, p, p.grad)
+                work.append((p, p.grad, settings.of(p, name, form, rounding), index))
+        position += len(group["params"])
+        found.append((group, work))
+    return found
+
+
+def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
+    """One step more of every parameter, not yet counted.
+
+    Args:
+        group: of the parameters.
+        ready: what `ready` found.
+        states: the optimizer's state; parameters that are new to it are not made known to it here.
+
+    Raises:
+        ValueError: a function of t has left the range of its field.
+    """
+    lr, numbers, works = lr_of(group) if ready else None, dict[tuple[int, int], Numbers](), []
+    for p, grad, setting, index in ready:
+        state, now, key = states.get(p, _NOTHING), _LATER, 0
+        if not counts_on_device(group, p):
+            t = finished(state) + 1
+            known = numbers.get((id(setting.recipe), t))
+            if known is None:
+                known = numbers[id(setting.recipe), t] = numbers_of(replace(setting.recipe, lr=lr), t)
+            now = known
+            if setting.stochastic:
+                key = rounding_key(group["seed"], t, index)
+        works.append(Work(p, grad, state, setting, now, key, group["maximize"]))
+    return works
+
+
+def number_on_device(group: Group, works: list[Work], positions: list[int]) -> None:
+    """Give works whose steps are counted on a device their numbers and keys, as tensors. One device at a time."""
+    steps = [work.state["step"] + 1 if "step" in work.state else _one(work.p) for work in works]
+    if isinstance(group["lr"], Tensor):
+        lr: Any = OnDevice(group["lr"].to(steps[0].device))
+    else:
+        lr = lr_of(group)
+    by_recipe: dict[int, list[int]] = {}
+    for place, work in enumerate(works):
+        by_recipe.setdefault(id(work.setting.recipe), []).append(place)
+    for places in by_recipe.values():
+        recipe = replace(works[places[0]].setting.recipe, lr=lr)
+        for place, now in zip(places, numbers_on_device(recipe, [steps[i] for i in places]), strict=True):
+            works[place].now = now
+    if any(work.setting.stochastic for work in works):
+        for work, key in zip(works, keys_on_device(group["seed"], steps, positions), strict=True):
+            work.key = key
+
+
+def finished(state: State) -> int:
+    """The steps that a parameter has taken, where they are counted on the CPU."""
+    step = state.get("step")
+    # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
+    return 0 if step is None else int(step.numpy())
+
+
+def count(state: State) -> None:
+    """One step more, where they are counted on the CPU; like `finished` without an operator."""
+    step = state["step"].numpy()
+    step += 1
+
+
+def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
+    """The state of one parameter with the entries that its setting keeps, those that are new at zero."""
+    place = p.device if on_device else "cpu"  # where reading it is no transfer
+    if "step" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=place)
+    elif state["step"].device != torch.device(place):
+        state["step"] = state["step"].to(place)
+    layout = setting.layout
+    for entry in [entry for entry in state if entry != "step" and entry not in layout]:
+        del state[entry]  # of a field that has been changed since
+    for entry, (shape, dtype) in layout.items():
+        if entry not in state or state[entry].shape != shape:
+            state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
+    return state
+
+
+def _one(p: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.float32, device=p.device)
+
+
+def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+    if grad.layout == torch.strided and grad.shape == p.shape and not grad.is_complex():
+        return
+    who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
+    if grad.layout != torch.strided:
+        remedy = "Use sparse=False, or torch.optim.SparseAdam for that parameter."
+        raise RuntimeError(f"Adafactor does not support sparse gradients, and {who} is {grad.layout}. {remedy}")
+    if grad.is_complex():
+        raise RuntimeError(f"Adafactor does not support complex gradients, and {who} is {grad.dtype}.")
+    raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
