@@ -1,0 +1,242 @@
+"""One step of many parameters by the Triton kernels: tables, numbers, launches.
+
+Parameters for which the kernels are compiled alike form a group, and a group takes the same few launches however many
+parameters it has. Its tables stay on the device; per step go to it, without waiting, the numbers of the step and the
+addresses that have changed.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from adafactor_spec import Numbers
+
+from . import _triton as kernels
+from . import _triton_tiles as tiles
+from ._fused_tables import Entry, entry
+from ._phases import Amp, Work, update
+
+# Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
+LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
+NO_SCALER = Amp()
+SETS = 4  # of parameters that begin with the same one, and whose tables are remembered
+NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
+CAPTURED = "Run one step outside first, and keep the gradients where they are: zero_grad(set_to_none=False)."
+MOVED = f"A captured step needs the tensors of the step before it. {CAPTURED}"
+
+
+def step(works: Sequence[Work], amp: Amp = NO_SCALER) -> None:
+    """One step of every parameter, in place, with nothing read back to the host.
+
+    `_phases.update` says what a step does. Where one is left out, a `state["step"]` on the device is taken back; one on
+    the host cannot be, as nobody there knows. A parameter without elements has no program and takes the plain path.
+
+    Args:
+        works: parameters with their gradients, states and numbers. `telemetry` is float32 and contiguous, `skipped`
+            int32 or int64.
+        amp: what a GradScaler says, on the device.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and a tensor is not where it was at the step before.
+    """
+    for work in works:
+        if not work.p.numel():
+            update(work, amp)
+    works = [work for work in works if work.p.numel()]
+    if works:
+        capturing = works[0].p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        for group in _groups(works, amp, capturing):
+            group.run(works, amp, capturing)
+
+
+@dataclass
+class Group:
+    """Parameters that the same kernels step, and what these are told of them."""
+
+    options: tiles.Options
+    device: torch.device
+    members: list[int]  # positions among the works
+    entries: list[Entry]
+    moved: list[list[int]] = field(default_factory=list)  # what `moving` was given last
+    noted: list[list[float]] = field(default_factory=list)  # what `numbers` was
+    offsets: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # of numbers in one tensor
+
+    def __post_init__(self) -> None:
+        wide = torch.float64 if self.options.wide == tl.float64 else torch.float32
+        rows, used = [], 0
+        for one in self.entries:
+            row = [0] * tiles.INTS.value
+            row[:4] = one.sizes
+            for column, size in enumerate(one.workspace, tiles.ROW_PARTS.value):
+                row[column], used = used, used + size
+            for column, place in one.places.items():
+                row[column : column + 5] = place
+            rows.append(row)
+        count = len(rows)
+        self.ints = _upload(rows, torch.int64, self.device)
+        self.floats = _upload([one.floats for one in self.entries], wide, self.device)
+        self.work = torch.empty(used, dtype=wide, device=self.device)
+        self.flags = torch.zeros(count, dtype=torch.int32, device=self.device)
+        self.moving = torch.zeros((count, tiles.MOVING.value), dtype=torch.int64, device=self.device)
+        self.numbers = torch.zeros((count, tiles.NUMBERS_WIDTH.value), dtype=wide, device=self.device)
+        self.constant = tiles.Options(*(tl.constexpr(option) for option in self.options))
+        self.programs = {kind: self._programs(kind) for kind in self.entries[0].programs}
+
+    def _programs(self, kind: str) -> Tensor:
+        counts = torch.tensor([one.programs[kind] for one in self.entries], device="cpu")
+        which = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
+        within = torch.arange(len(which), device="cpu") - (counts.cumsum(0) - counts)[which]
+        return _upload(torch.stack([which, within], dim=1), torch.int32, self.device)
+
+    def run(self, works: Sequence[Work], amp: Amp, capturing: bool) -> None:
+        """One step of its parameters."""
+        own = [works[i] for i in self.members]
+        self._tell(own, capturing)
+        for work, one in zip(own, self.entries, strict=True):
+            for scratch in one.scratch:
+                scratch.fill(_tensor(work, scratch.name))
+        o, constant = self.options, self.constant
+        pointers = (self.work if x is None else x for x in amp)
+        tables = (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            if o.skips:
+                self.flags.zero_()
+            if o.factored or o.weighs or o.skips:
+                launch(kernels.statistics_kernel, self.programs["units"], tables, constant)
+            if o.factored:
+                launch(kernels.moments_kernel, self.programs["moments"], tables, constant)
+                launch(kernels.row_mean_kernel, self.programs["matrices"], tables, constant)
+            if o.norms:
+                launch(kernels.norm_kernel, self.programs["units"], tables, constant)
+            launch(kernels.size_kernel, self.programs["batch"], tables, constant)
+            launch(kernels.apply_kernel, self.programs["units"], tables, constant)
+        for work, one in zip(own, self.entries, strict=True):
+            for scratch in one.scratch:
+                if scratch.name != "grad":
+                    scratch.empty(_tensor(work, scratch.name))
+
+    def _tell(self, works: list[Work], capturing: bool) -> None:
+        """Bring the device's tables up to date."""
+        nows = {id(work.now): work.now for work in works}
+        which = {known: i for i, known in enumerate(nows)}
+        on_device = any(isinstance(work.key, Tensor) for work in works)
+        moving = [
+            [
+                self._grad_address(work, one),
+                0 if work.telemetry is None else work.telemetry.data_ptr(),
+                0 if work.skipped is None else work.skipped.data_ptr(),
+                work.state["step"].data_ptr(),
+                which[id(work.now)],
+                0 if on_device else work.key,
+            ]
+            for work, one in zip(works, self.entries, strict=True)
+        ]
+        if moving != self.moved:
+            if capturing:
+                raise RuntimeError(MOVED)
+            self.moving.copy_(_pinned(moving, torch.int64, self.device), non_blocking=True)
+            self.moved = moving
+        if on_device:
+            self.moving[:, tiles.KEY.value].copy_(self._column([work.key for work in works]))
+        self._number(list(nows.values()), capturing)
+
+    def _number(self, nows: list[Numbers], capturing: bool) -> None:
+        columns = [[getattr(now, name) for now in nows] for name in NUMBERS]
+        if capturing or any(isinstance(value, Tensor) for column in columns for value in column):
+            self.noted = []
+            for i, column in enumerate(columns):
+                self.numbers[: len(nows), i].copy_(self._column(column))
+            return
+        numbers = [[value or 0.0 for value in row] for row in zip(*columns, strict=True)]
+        if numbers != self.noted:
+            self.numbers[: len(nows)].copy_(_pinned(numbers, self.numbers.dtype, self.device), non_blocking=True)
+            self.noted = numbers
+
+    def _column(self, values: list[Any]) -> Tensor:
+        """Numbers, each a float, None or 0-dimensional tensor, on the device; those of one tensor by one operation."""
+        if all(value is values[0] for value in values):
+            return self._scalar(values[0]).expand(len(values))
+        if not all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
+            return torch.stack([self._scalar(value) for value in values])
+        places = [value.data_ptr() for value in values]
+        lowest, size, memory = min(places), values[0].element_size(), values[0].untyped_storage()
+        start = memory.data_ptr()
+        if lowest < start or max(places) + size > start + memory.nbytes():
+            return torch.stack([self._scalar(value) for value in values])
+        offsets = tuple((place - lowest) // size for place in places)
+        if offsets not in self.offsets:
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(MOVED)
+            self.offsets[offsets] = _upload(offsets, torch.int64, self.device)
+        whole = values[0].as_strided((max(offsets) + 1,), (1,), (lowest - start) // size)
+        return whole.index_select(0, self.offsets[offsets])
+
+    def _grad_address(self, work: Work, one: Entry) -> int:
+        return one.places[tiles.G.value][0] if any(s.name == "grad" for s in one.scratch) else work.grad.data_ptr()
+
+    def _scalar(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(self.device).reshape(())
+        return torch.full((), float(value or 0.0), dtype=torch.float64, device=self.device)
+
+
+def launch(kernel: Any, programs: Tensor, tables: tuple[Tensor, ...], options: tiles.Options) -> None:
+    """One launch, of as many programs as the table has rows."""
+    kernel[(len(programs),)](programs, *tables, options, **LAUNCH)
+
+
+_known = WeakIdKeyDictionary()  # first parameter: {signature: groups}; the tables go when the parameter goes
+
+
+def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
+    """The groups of a set of parameters, made when it is first seen."""
+    known: OrderedDict[Any, tuple[list[Group], list[Any]]] = _known.setdefault(works[0].p, OrderedDict())
+    signature = tuple(x is None for x in amp), tuple(_signature(work) for work in works)
+    if signature not in known:
+        if capturing:
+            raise RuntimeError(MOVED)
+        settings = [work.setting for work in works]  # alive, for they are known by identity
+        known[signature] = (_grouped(works, amp), settings)
+        while len(known) > SETS:
+            known.popitem(last=False)
+    known.move_to_end(signature)
+    return known[signature][0]
+
+
+def _grouped(works: list[Work], amp: Amp) -> list[Group]:
+    members: dict[tuple[torch.device, tiles.Options], list[int]] = {}
+    entries = [entry(work, amp) for work in works]
+    for i, (work, one) in enumerate(zip(works, entries, strict=True)):
+        members.setdefault((work.p.device, one.options), []).append(i)
+    return [Group(o, device, own, [entries[i] for i in own]) for (device, o), own in members.items()]
+
+
+def _signature(work: Work) -> tuple[Any, ...]:
+    """What a parameter's row in the tables, and its options, depend on."""
+    grad, skipped = work.grad, work.skipped
+    tensors = [work.p, *(x for name, x in work.state.items() if name != "step")]
+    where = [(x.data_ptr(), x.stride(), x.dtype) for x in tensors]
+    asked = (work.maximize, work.telemetry is None, skipped if skipped is None else skipped.dtype)
+    beside = work.state["step"].device == work.p.device
+    return (id(work.setting), *asked, beside, grad.dtype, grad.stride(), grad.data_ptr() % 16, *where)
+
+
+def _tensor(work: Work, name: str) -> Tensor:
+    return {"p": work.p, "grad": work.grad}.get(name, work.state.get(name, work.p))
+
+
+def _pinned(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the host, in memory that a copy to the device need not wait for and that is not reused before it is done."""
+    host = torch.as_tensor(values, dtype=dtype, device="cpu")
+    return host.pin_memory() if device.type == "cuda" else host
+
+
+def _upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _pinned(values, dtype, device).to(device, non_blocking=True, copy=True)
