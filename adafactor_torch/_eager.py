@@ -1,8 +1,81 @@
-"""stub while it is being built"""
+"""Eager torch in cache-sized passes: large tensors block by block, small ones of one kind as a stack.
 
-from . import _phases
+A parameter is seen as [batch, lead, rows, columns] (`_canonical.py`); a stack of parameters is one with more batch
+indices. The phases are those of `_phases.py` on blocks of views; between two of them stand the sums over all blocks.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan
+
+from . import _phases as phases
+from ._blocks import Part, advance
+from ._canonical import canonical, elements_of
+from ._phases import Amp, Work
+from ._squares import Squares
+
+# A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
+SMALL = 1 << 15
+# Elements of a block, and of a stack: what is made of one stays in a core's cache.
+BLOCK = 1 << 18
 
 
-def step(works, amp):
+def step(works: list[Work], amp: Amp, squares: Squares) -> None:
+    """One step of every parameter, in place."""
+    kinds: dict[tuple[Any, ...], list[Work]] = {}
     for work in works:
-        _phases.update(work, amp)
+        if amp.found_inf is not None or work.skipped is not None:
+            phases.update(work, amp)  # what may leave a step out on a device is one mask for one parameter
+        elif work.p.numel() < SMALL:
+            kinds.setdefault(_kind(work), []).append(work)
+        else:
+            advance(Part(work, work.setting.plan, amp), BLOCK, squares)
+    for alike in kinds.values():
+        at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
+        for first in range(0, len(alike), at_once):
+            _step_stack(alike[first : first + at_once], amp)
+
+
+def _kind(work: Work) -> tuple[Any, ...]:
+    """What parameters of one stack have in common."""
+    setting, p = work.setting, work.p
+    told = work.telemetry is None
+    form = (setting.recipe, setting.plan, setting.dtype, setting.rounding)
+    return (*map(id, form[:1]), *form[1:], id(work.now), work.maximize, told, work.grad.dtype, p.device)
+
+
+def _step_stack(works: list[Work], amp: Amp) -> None:
+    first, setting = works[0], works[0].setting
+    names = [name for name in first.state if name != "step"]
+    stacked = {name: torch.stack([work.state[name] for work in works]) for name in names}
+    p, grad = torch.stack([work.p for work in works]), torch.stack([work.grad for work in works])
+    told = [work.telemetry for work in works if work.telemetry is not None]
+    stack = Work(p, grad, stacked, setting, first.now, maximize=first.maximize)
+    stack.telemetry = torch.cat(told) if told else None
+    if setting.stochastic:
+        keys = torch.tensor([_signed(work.key) for work in works], dtype=torch.int32, device=p.device)
+        stack.key = keys.repeat_interleave(canonical(setting.plan).sizes[0]).view(-1, 1, 1, 1)
+    advance(Part(stack, _stacked(setting.plan, len(works)), amp, of_one=setting.plan), p.numel(), None)
+    torch._foreach_copy_([work.p for work in works], p.unbind())
+    for name in names:
+        torch._foreach_copy_([work.state[name] for work in works], stacked[name].unbind())
+    if stack.telemetry is not None:
+        torch._foreach_copy_(told, stack.telemetry.chunk(len(works)))
+
+
+def _stacked(plan: Plan, count: int) -> Plan:
+    """The plan of that many parameters behind each other, along a batch axis in front."""
+
+    def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(axis + 1 for axis in axes)
+
+    view = None if plan.view is None else (count, *plan.view)
+    return Plan((count, *plan.shape), moved(plan.rows), moved(plan.cols), (0, *moved(plan.batch)), view)
+
+
+def _signed(key: int) -> int:
+    return key - 2**32 if key >= 2**31 else key

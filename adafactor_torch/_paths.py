@@ -14,12 +14,14 @@ from . import _eager, _phases
 from ._compiled import Compiled
 from ._groups import Group
 from ._phases import Amp, Work
+from ._squares import Squares
 
 
 class Paths:
     """The paths of one optimizer, and what they remember between steps."""
 
     def __init__(self) -> None:
+        self._squares = Squares()
         self._compiled = Compiled()
 
     def step(self, group: Group, works: list[Work], amp: Amp) -> None:
@@ -42,7 +44,7 @@ class Paths:
             for work in works:
                 _phases.update(work, amp)
         else:
-            _eager.step(works, amp)
+            _eager.step(works, amp, self._squares)
 
     def forget(self, p: Tensor) -> None:
         """Forget what is remembered of a parameter."""

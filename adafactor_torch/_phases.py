@@ -134,13 +134,16 @@ class Amp(NamedTuple):
     found_inf: Tensor | None = None  # 1 where a gradient is not finite: then nothing is written
 
 
+NO_AMP = Amp()
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of that name."""
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
-def update(work: Work, amp: Amp = Amp()) -> None:
+def update(work: Work, amp: Amp = NO_AMP) -> None:
     """One step of one parameter, in place; the caller has counted it in `state["step"]`."""
     p, state, setting = work.p, work.state, work.setting
     wide, g = weight(p, state, setting), work.grad.to(setting.compute)
@@ -153,7 +156,8 @@ def update(work: Work, amp: Amp = Amp()) -> None:
         g = g + work.now.weight_decay * wide
     means, p_rms = statistics(wide, g, setting)
     u, kept = norm(g, means, state, setting, work.now)
-    new, alpha, moved = apply(wide, u, p_rms, state, setting, work.now)
+    clipped = kernels.clip(u, setting.recipe.clipping_threshold, setting.plan.rms_axes) if setting.clips else u
+    new, alpha, moved = apply(wide, clipped, p_rms, state, setting, work.now)
     kept |= moved | rounded(new, setting, work.key)
     if work.telemetry is not None:
         old["telemetry"], kept["telemetry"] = work.telemetry, told(alpha, u, p_rms, setting)
@@ -168,7 +172,7 @@ def update(work: Work, amp: Amp = Amp()) -> None:
 
 def fine(work: Work, amp: Amp) -> Tensor | None:
     """Whether the step may be taken, as a tensor; None where nobody asks."""
-    good = None if amp.found_inf is None else amp.found_inf == 0
+    good = None if amp.found_inf is None else (amp.found_inf == 0).to(work.p.device)
     if work.skipped is not None:
         finite = torch.isfinite(work.grad).all()
         good = finite if good is None else finite & good
@@ -194,36 +198,33 @@ def norm(
         name: kernels.ema(state[name].to(g.dtype), mean, now.beta2, now.beta2_complement).to(state[name].dtype)
         for name, mean in zip(setting.moments, means, strict=True)
     }
-    u, moved = direction(g, tuple(kept.values()), state, setting, now)
+    roots = kernels.root_factors(tuple(moment.to(g.dtype) for moment in kept.values()), setting.floor, setting.plan)
+    u, moved = direction(g, roots, state, setting, now)
     return u, kept | moved
 
 
 def direction(
-    g: Tensor, moments: tuple[Tensor, ...], state: State, setting: Setting, now: Numbers
+    g: Tensor, roots: tuple[Tensor, ...], state: State, setting: Setting, now: Numbers
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """u from the second moment, and what else is to be kept."""
-    plan, moved = setting.plan, dict[str, Tensor]()
-    roots = kernels.root_factors(tuple(moment.to(g.dtype) for moment in moments), setting.floor, plan)
-    x = g
+    """u from the roots of the second moment, and what else is to be kept."""
+    plan, moved, x = setting.plan, dict[str, Tensor](), g
     if setting.averages == "grad":
         x, moved["m"] = average(g, state["m"], setting, now)
-    x = x.reshape(plan.matrix_shape)
+    x = x if plan.view is None else x.reshape(plan.view)
     if setting.recipe.amsgrad:
         v_max = state["v_max"]
         moved["v_max"] = torch.maximum(v_max.to(g.dtype), kernels.second_moment(roots, setting.floor)).to(v_max.dtype)
         u = kernels.precondition_amsgrad(x, moved["v_max"].to(g.dtype), now.bias2, setting.eps1)
     else:
         u = kernels.precondition(x, roots, setting.floor)
-    return u.reshape(plan.shape), moved
+    return u.reshape(g.shape), moved
 
 
 def apply(
     p: Tensor, u: Tensor, p_rms: Tensor, state: State, setting: Setting, now: Numbers
 ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-    """Phase 3: clip, scale, average, decay. The new parameter, not yet rounded; alpha; what is to be kept."""
+    """Phase 3 of a clipped u: scale, average, decay. The new parameter, not yet rounded; alpha; what is to be kept."""
     recipe, moved = setting.recipe, dict[str, Tensor]()
-    if recipe.clipping_threshold is not None:
-        u = kernels.clip(u, recipe.clipping_threshold, setting.plan.rms_axes)
     if setting.averages == "update":
         u, moved["m"] = average(u, state["m"], setting, now)
     if setting.decoupled and recipe.decay_before_scale:
@@ -255,11 +256,15 @@ def average(x: Tensor, m: Tensor, setting: Setting, now: Numbers) -> tuple[Tenso
     return used / now.bias1 if recipe.debias else used, kept
 
 
-def rounded(x: Tensor, setting: Setting, key: Any) -> dict[str, Tensor]:
-    """The new parameter, rounded once, and what that cut off where it is kept."""
+def rounded(x: Tensor, setting: Setting, key: Any, elements: Tensor | None = None) -> dict[str, Tensor]:
+    """The new parameter, rounded once, and what that cut off where it is kept.
+
+    `elements` are the indices of x's elements in C order, int32; all of them by default.
+    """
     dtype = torch_dtype(setting.dtype)
     if setting.stochastic:
-        elements = torch.arange(x.numel(), dtype=torch.int64, device=x.device).to(torch.int32).view(x.shape)
+        if elements is None:
+            elements = torch.arange(x.numel(), device=x.device).to(torch.int32).view(x.shape)
         return {"p": kernels.round_stochastically(x, kernels.random_bits(key, elements), dtype)}
     if setting.compensated:
         p = kernels.round_to(x, dtype)
