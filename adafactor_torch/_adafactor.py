@@ -13,7 +13,7 @@ from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _state_dict as saved
 from ._engine import Engine
-from ._groups import OPTIONS, Group, check_group, completed, group_fields
+from ._groups import OPTIONS, Group, check_group, completed, group_fields, number_in, split_lr
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -24,7 +24,7 @@ class Adafactor(torch.optim.Optimizer):
             groups. A group may override every field below, and name a `recipe` of its own.
         lr: the recipe's `lr`: a number, or a schedule or function of t with **t = 1 at the first update**.
             `group["lr"]` is always a number, the learning rate now in force: with a schedule the optimizer writes it,
-            with a number a `torch.optim.lr_scheduler` may.
+            with a number a `torch.optim.lr_scheduler` may. A tensor with one number is filled in its place.
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
         foreach, fused: how a step is computed; all ways agree within rounding. `fused=True`: one kernel, Triton on
             CUDA, where it is the default, and C++ on a CPU, compiled on this machine at the first step. `foreach=False`
@@ -64,7 +64,7 @@ class Adafactor(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: ScalarOrSchedule = AS_THE_RECIPE_SAYS,
+        lr: ScalarOrSchedule | Tensor = AS_THE_RECIPE_SAYS,
         *,
         recipe: str | Recipe = "paper",
         foreach: bool | None = None,
@@ -96,7 +96,7 @@ class Adafactor(torch.optim.Optimizer):
         state_dtype: Literal["param"] | None = AS_THE_RECIPE_SAYS,
     ) -> None:
         fields = given(
-            lr=lr,
+            lr=number_in(lr),
             relative_step=relative_step,
             multiply_by_parameter_scale=multiply_by_parameter_scale,
             eps2=eps2,
@@ -129,7 +129,15 @@ class Adafactor(torch.optim.Optimizer):
             "telemetry": telemetry,
         }
         self._engine = Engine()
-        super().__init__(params, {**group_fields(chosen), **options})
+        of_tensor = split_lr(lr) if isinstance(lr, Tensor) else {}
+        super().__init__(params, {**group_fields(chosen), **of_tensor, **options})
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # Read by GradScaler, which then leaves unscaling, and steps that are to be left out, to `step`. As with torch's
+        # own optimizers that is for who asks for it: Lightning refuses to clip gradients then, and Accelerate takes
+        # every step for one that was made.
+        return any(group["fused"] or group["capturable"] for group in self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, which may override every field and name a `recipe`. One that is refused leaves no trace."""
@@ -189,7 +197,9 @@ class Adafactor(torch.optim.Optimizer):
             For each parameter (its name, or "group.position" where it has none) float32 tensors on its device:
             `step_size` (alpha, which the clipped direction is multiplied by), `update_rms` (RMS(u) before clipping),
             `clip_factor` (max(1, RMS(u) / d)) and `parameter_rms` (RMS(p) before the step), without axes or with one
-            value per index of the batch axes; and `skipped`, the number of steps left out by `nonfinite="skip"`.
+            value per index of the batch axes, NaN before the first step; and `skipped`, under `nonfinite="skip"` the
+            number of steps left out, by a GradScaler's `found_inf` too, since the optimizer was built or loaded. The
+            next step writes into the same tensors.
         """
         return self._engine.telemetry(self)
 

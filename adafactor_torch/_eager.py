@@ -4,18 +4,17 @@ A parameter is seen as [batch, lead, rows, columns] (`_canonical.py`); a stack o
 indices. The phases are those of `_phases.py` on blocks of views; between two of them stand the sums over all blocks.
 """
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adafactor_spec.factoring import Plan
 
 from . import _phases as phases
 from ._blocks import Part, advance
-from ._canonical import canonical, elements_of
+from ._canonical import canonical
 from ._phases import Amp, Work
+from ._plain_blocks import advance_plain, is_plain
 from ._squares import Squares
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
@@ -33,11 +32,18 @@ def step(works: list[Work], amp: Amp, squares: Squares) -> None:
         elif work.p.numel() < SMALL:
             kinds.setdefault(_kind(work), []).append(work)
         else:
-            advance(Part(work, work.setting.plan, amp), BLOCK, squares)
+            _advance(Part(work, work.setting.plan, amp, BLOCK), squares)
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
             _step_stack(alike[first : first + at_once], amp)
+
+
+def _advance(part: Part, squares: Squares | None) -> None:
+    if is_plain(part):
+        advance_plain(part, squares)
+    else:
+        advance(part)
 
 
 def _kind(work: Work) -> tuple[Any, ...]:
@@ -59,7 +65,7 @@ def _step_stack(works: list[Work], amp: Amp) -> None:
     if setting.stochastic:
         keys = torch.tensor([_signed(work.key) for work in works], dtype=torch.int32, device=p.device)
         stack.key = keys.repeat_interleave(canonical(setting.plan).sizes[0]).view(-1, 1, 1, 1)
-    advance(Part(stack, _stacked(setting.plan, len(works)), amp, of_one=setting.plan), p.numel(), None)
+    _advance(Part(stack, _stacked(setting.plan, len(works)), amp, p.numel(), of_one=setting.plan), None)
     torch._foreach_copy_([work.p for work in works], p.unbind())
     for name in names:
         torch._foreach_copy_([work.state[name] for work in works], stacked[name].unbind())

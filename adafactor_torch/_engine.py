@@ -10,7 +10,7 @@ from ._canonical import canonical
 from ._groups import Group, counts_on_device, form_of, lr_of, named
 from ._paths import Paths
 from ._phases import Amp, Setting, Work
-from ._works import Settings, count, finished, kept, number_on_device, ready, works_of
+from ._works import Settings, count, finished, kept, ready, works_of
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
@@ -23,68 +23,64 @@ class Engine:
 
     def __init__(self) -> None:
         self._settings, self._paths = Settings(), Paths()
-        self._has_state: dict[Tensor, Setting] = {}  # the setting that a parameter's state was made for
-        self._told: dict[Tensor, Tensor] = {}
+        # The setting that a parameter's state was made for, and whether its steps are counted on its device.
+        self._has_state: dict[Tensor, tuple[Setting, bool]] = {}
+        self._told: dict[Tensor, tuple[Setting, Tensor]] = {}
         self._skipped: dict[Tensor, Tensor] = {}
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
 
     def step(self, optimizer: "Adafactor", only: Tensor | None = None) -> None:
         """One step of every parameter with a gradient, or of one."""
         found = [
-            (group, works_of(group, given, optimizer.state), [position for *_, position in given])
+            (group, works_of(group, given, optimizer.state))
             for group, given in ready(optimizer.param_groups, self._settings, only)
         ]  # every check that can refuse the step is behind us
         amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-        for number, (group, works, positions) in enumerate(found):
+        for number, (group, works) in enumerate(found):
             if works:
-                self._step_group(optimizer, number, group, works, positions, amp)
+                self._step_group(optimizer, number, group, works, amp)
 
-    def _step_group(
-        self, optimizer: "Adafactor", number: int, group: Group, works: list[Work], positions: list[int], amp: Amp
-    ) -> None:
-        waits = amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in works)
-        if waits and amp.found_inf is not None and float(amp.found_inf):
-            return
-        if waits:
+    def _step_group(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work], amp: Amp) -> None:
+        skips = group["nonfinite"] == "skip"
+        if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in works):
+            if float(amp.found_inf):  # who counts steps on the host has to know there whether one is left out
+                for work in works if skips else ():
+                    self._skips_of(work.p).add_(1)
+                return
             amp = amp._replace(found_inf=None)
-        if group["nonfinite"] == "skip":
-            pairs = list(zip(works, positions, strict=True))
-            pairs = [pair for pair in pairs if pair[0].p.device.type != "cpu" or self._is_finite(pair[0])]
-            works, positions = [work for work, _ in pairs], [position for _, position in pairs]
-        on_device = [counts_on_device(group, work.p) for work in works]
-        for work, there in zip(works, on_device, strict=True):
-            if self._has_state.get(work.p) is not work.setting or len(work.state) != 1 + len(work.setting.layout):
+        if skips:
+            works = [work for work in works if counts_on_device(group, work.p) or self._is_finite(work)]
+        on_device = []
+        for work in works:
+            there = counts_on_device(group, work.p)
+            known = self._has_state.get(work.p) == (work.setting, there)
+            if not known or len(work.state) != 1 + len(work.setting.layout):
                 work.state = kept(optimizer.state[work.p], work.setting, work.p, there)
-                self._has_state[work.p] = work.setting
-            if there and group["nonfinite"] == "skip":
+                self._has_state[work.p] = work.setting, there
+            if there and skips:
                 work.skipped = self._skips_of(work.p)
             if group["telemetry"]:
                 work.telemetry = self._told_of(work)
-        if any(on_device):
-            self._number(group, works, positions)
-        else:
-            for work in works:
+            if there:
+                on_device.append(work.state["step"])
+            else:
                 count(work.state)
+        if on_device:
+            torch._foreach_add_(on_device, 1.0)
         self._paths.step(group, works, amp)
         self._write_lr(optimizer, number, group, works)
 
-    @staticmethod
-    def _number(group: Group, works: list[Work], positions: list[int]) -> None:
-        for device in {work.p.device for work in works}:
-            places = [i for i, work in enumerate(works) if work.p.device == device]
-            there = [works[i] for i in places]
-            if device.type != "cpu":
-                number_on_device(group, there, [positions[i] for i in places])
-            torch._foreach_add_([work.state["step"] for work in there], 1.0)
-
     def _write_lr(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> None:
+        if group["lr_schedule"] is None:
+            return
         lr = lr_of(group)
-        steps = [work.state for work in works if not work.state["step"].is_cuda]
+        steps = [finished(work.state) for work in works if not counts_on_device(group, work.p)]
         if not callable(lr) or not steps:
             return
         if number not in self._latest:
-            self._latest[number] = max(finished(optimizer.state.get(p, {})) for p in group["params"])
-        self._latest[number] = latest = max(self._latest[number], *map(finished, steps))
+            there = [p for p in group["params"] if not counts_on_device(group, p)]
+            self._latest[number] = max(finished(optimizer.state.get(p, {})) for p in there)
+        self._latest[number] = latest = max(self._latest[number], *steps)
         group["lr"] = group["lr_of_schedule"] = float(lr(latest))
 
     def tidy(self, optimizer: "Adafactor") -> None:
@@ -98,21 +94,26 @@ class Engine:
 
     def telemetry(self, optimizer: "Adafactor") -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
-        shown = {}
+        shown: dict[str, dict[str, Tensor]] = {}
         for number, group in enumerate(optimizer.param_groups):
             for place, (name, p) in enumerate(named(group)):
-                if group["telemetry"] and p in self._told:
-                    setting, told = self._settings.of(p, name, form_of(group), group["rounding"]), self._told[p]
+                if group["telemetry"] and (p in self._told or p in self._skipped):
+                    if p not in self._told:  # every step so far was left out
+                        setting = self._settings.of(p, name, form_of(group), group["rounding"])
+                        self._told[p] = setting, _nothing_told(setting, p)
+                    setting, told = self._told[p]
                     shape = [p.shape[axis] for axis in setting.plan.batch]
                     columns = {of: told[:, i].reshape(shape) for i, of in enumerate(_TOLD)}
-                    shown[name or f"{number}.{place}"] = columns | {"skipped": self._skips_of(p)}
+                    who = name or f"{number}.{place}"
+                    who = f"{number}.{who}" if who in shown else who  # two models, say, that have a "bias" each
+                    shown[who] = columns | {"skipped": self._skips_of(p)}
         return shown
 
     def _told_of(self, work: Work) -> Tensor:
-        batch = canonical(work.setting.plan).sizes[0]
-        if work.p not in self._told or len(self._told[work.p]) != batch:
-            self._told[work.p] = torch.full((batch, len(_TOLD)), math.nan, device=work.p.device)
-        return self._told[work.p]
+        known = self._told.get(work.p)
+        if known is None or known[0] is not work.setting:
+            known = self._told[work.p] = work.setting, _nothing_told(work.setting, work.p)
+        return known[1]
 
     def _skips_of(self, p: Tensor) -> Tensor:
         if p not in self._skipped:
@@ -125,3 +126,7 @@ class Engine:
         if not finite:
             self._skips_of(work.p).add_(1)
         return finite
+
+
+def _nothing_told(setting: Setting, p: Tensor) -> Tensor:
+    return torch.full((canonical(setting.plan).sizes[0], len(_TOLD)), math.nan, device=p.device)

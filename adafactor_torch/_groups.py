@@ -14,6 +14,7 @@ from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
 from ._sharded import check_whole
+from ._tensor_numbers import check_schedules
 
 Group = dict[str, Any]
 RANGES: dict[str, dict[str, Any]] = {
@@ -48,15 +49,21 @@ def split_lr(lr: ScalarOrSchedule | Tensor | None) -> Group:
     `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
     gave last: where the two numbers differ, somebody else has written `lr`.
     """
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1 or lr.is_complex():
-            raise refusal("lr", "a number or a tensor with one", lr)
-    elif lr is not None:
-        check_schedule("lr", lr, at_least=0)
+    if lr is not None:
+        check_schedule("lr", number_in(lr), at_least=0)
     if not callable(lr):
         return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
     first = float(as_schedule(lr)(1))
     return {"lr": first, "lr_schedule": lr, "lr_of_schedule": first}
+
+
+def number_in(lr: ScalarOrSchedule | Tensor | None) -> ScalarOrSchedule | None:
+    """The number in a tensor, which on a device is waited for; anything else as it is."""
+    if not isinstance(lr, Tensor):
+        return lr
+    if lr.numel() != 1 or lr.is_complex():
+        raise refusal("lr", "a number or a tensor with one", lr)
+    return float(lr)
 
 
 def completed(group: Group) -> Group:
@@ -96,7 +103,7 @@ def lr_of(group: Group) -> Any:
     lr = group["lr"]
     if group["lr_schedule"] is not None and lr == group["lr_of_schedule"]:
         return group["lr_schedule"]
-    return float(lr) if isinstance(lr, Tensor) else lr
+    return number_in(lr)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -145,13 +152,18 @@ def check_group(group: Group) -> None:
             value = getattr(recipe, field)
             if getattr(value, "needs_names", False):
                 raise refusal(field, "one that needs no names where parameters have none", value, remedy)
+    on_device: dict[tuple[int, torch.device], Recipe] = {}
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
         check_whole(who, p)
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         plan_of(recipe, name, p)
-        recipe.for_name(name)
+        own = recipe.for_name(name)
+        if counts_on_device(group, p):
+            on_device[id(own), p.device] = own
+    for (_, device), own in on_device.items():
+        check_schedules(own, device)
     group.update({name: getattr(recipe, name) for name in FIELDS if name != "lr"})
 
 

@@ -157,10 +157,10 @@ def update(work: Work, amp: Amp = NO_AMP) -> None:
     means, p_rms = statistics(wide, g, setting)
     u, kept = norm(g, means, state, setting, work.now)
     clipped = kernels.clip(u, setting.recipe.clipping_threshold, setting.plan.rms_axes) if setting.clips else u
-    new, alpha, moved = apply(wide, clipped, p_rms, state, setting, work.now)
+    new, moved = apply(wide, clipped, p_rms, state, setting, work.now)
     kept |= moved | rounded(new, setting, work.key)
     if work.telemetry is not None:
-        old["telemetry"], kept["telemetry"] = work.telemetry, told(alpha, u, p_rms, setting)
+        old["telemetry"], kept["telemetry"] = work.telemetry, told(u, p_rms, setting, work.now)
     good = fine(work, amp)
     for name, value in kept.items():
         old[name].copy_(value if good is None else torch.where(good, value, old[name].to(value.dtype)))
@@ -222,31 +222,40 @@ def direction(
 
 def apply(
     p: Tensor, u: Tensor, p_rms: Tensor, state: State, setting: Setting, now: Numbers
-) -> tuple[Tensor, Any, dict[str, Tensor]]:
-    """Phase 3 of a clipped u: scale, average, decay. The new parameter, not yet rounded; alpha; what is to be kept."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Phase 3 of a clipped u: scale, average, decay. The new parameter, not yet rounded; what is to be kept."""
     recipe, moved = setting.recipe, dict[str, Tensor]()
     if setting.averages == "update":
         u, moved["m"] = average(u, state["m"], setting, now)
-    if setting.decoupled and recipe.decay_before_scale:
-        p_rms = p_rms * abs(1.0 - now.weight_decay)
-    alpha: Any = now.rho
-    if recipe.multiply_by_parameter_scale:
-        alpha = now.rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
-    change = alpha * u
+    size = alpha(p_rms, setting, now)
+    change = size * u
     if setting.averages == "step":
         change, moved["m"] = average(change, state["m"], setting, now)
     if setting.decoupled:
-        change = change + now.weight_decay * (alpha if recipe.weight_decay_by == "step" else 1.0) * p
-    return p - change, alpha, moved
+        change = change + now.weight_decay * (size if recipe.weight_decay_by == "step" else 1.0) * p
+    return p - change, moved
 
 
-def told(alpha: Any, u: Tensor, p_rms: Tensor, setting: Setting) -> Tensor:
+def alpha(p_rms: Tensor, setting: Setting, now: Numbers) -> Any:
+    """The step size, scaled by the parameter where the recipe says so."""
+    recipe = setting.recipe
+    if not recipe.multiply_by_parameter_scale:
+        return now.rho
+    if setting.decoupled and recipe.decay_before_scale:
+        p_rms = p_rms * abs(1.0 - now.weight_decay)
+    return now.rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
+
+
+def told(u: Tensor, p_rms: Tensor, setting: Setting, now: Numbers) -> Tensor:
     """Per batch index alpha, RMS(u) before clipping, the clip factor and RMS(p): [batch, 4]."""
-    u_rms = kernels.rms(u, setting.plan.rms_axes)
+    return shown(kernels.rms(u, setting.plan.rms_axes), p_rms, setting, now)
+
+
+def shown(u_rms: Tensor, p_rms: Tensor, setting: Setting, now: Numbers) -> Tensor:
+    """`told`, from RMS(u)."""
     factor = (u_rms / (setting.recipe.clipping_threshold or math.inf)).clamp(min=1.0)
-    alpha = torch.as_tensor(alpha, dtype=u.dtype, device=u.device)
-    columns = [x.expand(u_rms.shape).reshape(-1) for x in (alpha, u_rms, factor, p_rms)]
-    return torch.stack(columns, dim=1)
+    size = torch.as_tensor(alpha(p_rms, setting, now), dtype=u_rms.dtype, device=u_rms.device)
+    return torch.stack([x.expand(u_rms.shape).reshape(-1) for x in (size, u_rms, factor, p_rms)], dim=1)
 
 
 def average(x: Tensor, m: Tensor, setting: Setting, now: Numbers) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ def restored(saved: StateDict, current: list[Group], values: list[Group]) -> dic
             layout = layout | Setting(stored.for_name(name), plan, dtype, rounding).layout
             states[p] = {e: state[e].to(p.device, layout[e][1], copy=True) for e in state if e != "step"}
             place = p.device if counts_on_device(group | fields, p) else "cpu"
-            states[p]["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device=place)
+            states[p]["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=place).clone()
     return states
 
 
@@ -94,5 +94,7 @@ def _text(value: Any) -> Any:
 
 
 def _value(saved: Any, current: Any, argument: str) -> Any:
+    if isinstance(saved, Tensor):
+        return saved.clone()  # a scheduler writes into it
     plain = json.loads(saved) if isinstance(saved, str) and saved.startswith("{") else saved
     return from_plain(plain, current, "lr" if argument == "lr_schedule" else argument)

@@ -1,6 +1,5 @@
 """What a step has to do: every check that can refuse it, and then one `Work` for each parameter with a gradient."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ._groups import (
     plan_of,
 )
 from ._phases import Setting, State, Work
-from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device
+from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 _Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position among all parameters
 _NOTHING: State = {}
@@ -75,10 +74,12 @@ def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
     Raises:
         ValueError: a function of t has left the range of its field.
     """
-    lr, numbers, works = lr_of(group) if ready else None, dict[tuple[int, int], Numbers](), []
+    numbers, works, on_device = dict[tuple[int, int], Numbers](), [], dict[torch.device, list[tuple[Work, int]]]()
+    lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
     for p, grad, setting, index in ready:
         state, now, key = states.get(p, _NOTHING), _LATER, 0
-        if not counts_on_device(group, p):
+        there = counts_on_device(group, p)
+        if not there:
             t = finished(state) + 1
             known = numbers.get((id(setting.recipe), t))
             if known is None:
@@ -87,16 +88,18 @@ def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
         works.append(Work(p, grad, state, setting, now, key, group["maximize"]))
+        if there:
+            on_device.setdefault(p.device, []).append((works[-1], index))
+    for device, pairs in on_device.items():
+        _number_on_device(group, [work for work, _ in pairs], tuple(index for _, index in pairs), device)
     return works
 
 
-def number_on_device(group: Group, works: list[Work], positions: list[int]) -> None:
-    """Give works whose steps are counted on a device their numbers and keys, as tensors. One device at a time."""
-    steps = [work.state["step"] + 1 if "step" in work.state else _one(work.p) for work in works]
-    if isinstance(group["lr"], Tensor):
-        lr: Any = OnDevice(group["lr"].to(steps[0].device))
-    else:
-        lr = lr_of(group)
+def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...], device: torch.device) -> None:
+    """Give works whose steps are counted on a device their numbers and keys, as tensors."""
+    done = [work.state["step"].to(device) if "step" in work.state else torch.zeros((), device=device) for work in works]
+    steps = list(torch._foreach_add(done, 1.0))
+    lr: Any = OnDevice(wide(group["lr"].to(device))) if isinstance(group["lr"], Tensor) else lr_of(group)
     by_recipe: dict[int, list[int]] = {}
     for place, work in enumerate(works):
         by_recipe.setdefault(id(work.setting.recipe), []).append(place)
@@ -110,10 +113,12 @@ def number_on_device(group: Group, works: list[Work], positions: list[int]) -> N
 
 
 def finished(state: State) -> int:
-    """The steps that a parameter has taken, where they are counted on the CPU."""
+    """The steps that a parameter has taken, of which the host may know."""
     step = state.get("step")
+    if step is None:
+        return 0
     # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
-    return 0 if step is None else int(step.numpy())
+    return int(step.numpy() if step.device.type == "cpu" else step)
 
 
 def count(state: State) -> None:
@@ -136,10 +141,6 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
         if entry not in state or state[entry].shape != shape:
             state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
     return state
-
-
-def _one(p: Tensor) -> Tensor:
-    return torch.ones((), dtype=torch.float32, device=p.device)
 
 
 def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:

@@ -21,7 +21,7 @@ _FLAGS = (
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library; None, after a warning, where it cannot be built. `CXX` names the compiler, as for torch's extensions."""
+    """The library; None, after a warning, where it cannot be built. `CXX` names the compiler."""
     compiler = os.environ.get("CXX", "c++")
     source = importlib.resources.files(__name__)
     texts = {name: source.joinpath(name).read_text() for name in _SOURCES}
