@@ -1,4 +1,4 @@
-"""Adafactor for torch: `Adafactor`, a `torch.optim.Optimizer`.
+"""Adafactor for torch: `Adafactor`, a `torch.optim.Optimizer`, and `release_gradients`.
 
     from adafactor_torch import Adafactor
 
@@ -8,5 +8,6 @@ Learning rates, decays and factoring rules are values of `adafactor_spec.schedul
 """
 
 from ._adafactor import Adafactor
+from ._release import release_gradients
 
-__all__ = ["Adafactor"]
+__all__ = ["Adafactor", "release_gradients"]

@@ -14,6 +14,7 @@ from adafactor_spec.schedules import ScalarOrSchedule
 from . import _state_dict as saved
 from ._engine import Engine
 from ._groups import OPTIONS, Group, check_group, completed, group_fields, number_in, split_lr
+from ._release import steps_in_backward
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -137,7 +138,8 @@ class Adafactor(torch.optim.Optimizer):
         # Read by GradScaler, which then leaves unscaling, and steps that are to be left out, to `step`. As with torch's
         # own optimizers that is for who asks for it: Lightning refuses to clip gradients then, and Accelerate takes
         # every step for one that was made.
-        return any(group["fused"] or group["capturable"] for group in self.param_groups)
+        # Released gradients have missed both: then `step` refuses, which says more than the scaler would.
+        return steps_in_backward(self) or any(group["fused"] or group["capturable"] for group in self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, which may override every field and name a `recipe`. One that is refused leaves no trace."""

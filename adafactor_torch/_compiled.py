@@ -13,6 +13,7 @@ from adafactor_spec import dtypes
 from . import _native
 from ._canonical import canonical, elements_of, from_view, view_of
 from ._phases import Amp, Work
+from ._squares import Squares
 
 _WORD = "i8"
 _ARRAY = np.dtype([("data", _WORD), ("dtype", _WORD), ("stride", _WORD, 4)])
@@ -27,7 +28,7 @@ _TASK = np.dtype(
     + [(name, _ARRAY) for name in _ARRAYS]
     + [(name, _WORD) for name in _FLAGS]
     + [(name, "f8") for name in _NUMBERS]
-    + [(name, _WORD) for name in ("squares", "known", "telemetry")]
+    + [(name, _WORD) for name in ("squares", "known", "surprised", "telemetry")]
 )
 _ADDRESS = Tensor.data_ptr
 _CODES = {getattr(torch, name): code for code, name in enumerate(("float64", "float32", "bfloat16", "float16"))}
@@ -48,10 +49,12 @@ _FIELDS = {
 class Compiled:
     """Steps parameters on a CPU, and remembers between steps what it has to know of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, squares: Squares) -> None:
+        self._squares = squares
         self._rows: dict[Tensor, _Row] = {}
         self._of_table: list[_Row] = []
         self._table: Any = np.zeros(0, _TASK)
+        self._surprised: Any = np.zeros(0, _WORD)
 
     def step(self, works: list[Work], amp: Amp) -> bool:
         """One step of every parameter; False, and nothing done, where there is no compiled library."""
@@ -61,9 +64,12 @@ class Compiled:
         rows = [self._row(work) for work in works]
         if rows != self._of_table:
             self._table, self._of_table = np.array([row.record for row in rows], _TASK), rows
+            self._surprised = np.zeros(len(rows), _WORD)
+            self._table["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
         table = self._table
         table["g"]["data"] = [row.gradient(work) for row, work in zip(rows, works, strict=True)]
-        table["known"] = [row.known(work) for row, work in zip(rows, works, strict=True)]
+        trusted = self._squares.trusted
+        table["known"] = [trusted and row.known(work) for row, work in zip(rows, works, strict=True)]
         table["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
         table["key"] = [work.key for work in works]
         _write_numbers(table, works, amp)
@@ -76,6 +82,8 @@ class Compiled:
         torch.autograd.graph.increment_version([work.p for work in works])
         for row, work in zip(rows, works, strict=True):
             row.version = work.p._version
+        for place in np.flatnonzero(self._surprised):
+            self._squares.surprise(works[place].p)
         return True
 
     def forget(self, p: Tensor) -> None:

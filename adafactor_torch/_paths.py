@@ -22,7 +22,7 @@ class Paths:
 
     def __init__(self) -> None:
         self._squares = Squares()
-        self._compiled = Compiled()
+        self._compiled = Compiled(self._squares)
 
     def step(self, group: Group, works: list[Work], amp: Amp) -> None:
         """One step of parameters of one group, in place."""

@@ -6,31 +6,30 @@ the fact: it warns, and from then on every step reads p first.
 """
 
 import warnings
-from typing import Any
 
 from torch import Tensor
 
 
 class Squares:
-    """The sums of the parameters of one optimizer, in whatever form a path has them."""
+    """Whether the sums of one optimizer may be carried, and the sums of its parameters in the form that a path gives."""
 
     def __init__(self) -> None:
-        self._known: dict[Tensor, tuple[int, int, Any]] = {}
-        self._trusts = True
+        self.trusted = True
+        self._known: dict[Tensor, tuple[int, int, Tensor]] = {}
 
-    def of(self, p: Tensor) -> Any:
+    def of(self, p: Tensor) -> Tensor | None:
         """What was put for p, or None where somebody else may have written it."""
         version, address, sums = self._known.get(p, (-1, 0, None))
-        return sums if self._trusts and version == p._version and address == p.data_ptr() else None
+        return sums if self.trusted and version == p._version and address == p.data_ptr() else None
 
-    def put(self, p: Tensor, sums: Any) -> None:
+    def put(self, p: Tensor, sums: Tensor) -> None:
         """Keep the sums of p as it is now."""
         self._known[p] = (p._version, p.data_ptr(), sums)
 
-    def check(self, p: Tensor, sums: Any, found: Any) -> None:
-        """Compare the sums that a step has used with those of what it overwrote."""
-        if self._trusts and sums != found:
-            self._trusts = False
+    def surprise(self, p: Tensor) -> None:
+        """What a step wrote over was not what it had the sums of: no longer carry any, and say so once."""
+        if self.trusted:
+            self.trusted = False
             warnings.warn(
                 f"A parameter of shape {tuple(p.shape)} was written through .data or from outside torch, which its "
                 "version counter does not show, so this step used RMS(p) from before that. From now on every step "

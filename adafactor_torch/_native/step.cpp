@@ -33,6 +33,7 @@ struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 byte
       threshold, unscale;
   double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
   int64_t known;
+  int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
   float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
 };
 
@@ -50,7 +51,7 @@ template <typename T, typename S> double square_sum(const S* x, int n) {
 
 template <typename T> struct Parameter {
   struct Unit { int64_t b, l0, l1, r0, r1; };
-  struct Sums { double p = 0, u = 0; };                 // of squares, of one unit
+  struct Written { double before = 0, after = 0; };     // sums of p^2 of one unit
   struct Step { T alpha, clip; };                       // of one batch index
   struct Kept { T v[CHUNK], v_max[CHUNK], m[CHUNK]; };  // what a chunk leaves to be stored
 
@@ -277,10 +278,10 @@ template <typename T> struct Parameter {
     return {alpha, clip};
   }
 
-  // Phase 3 of a unit: clip, scale, average, decay, round once, write. Returns the sum of the new p^2.
-  double apply(const Unit& at, const T* norms, const Step& step) const {
+  // Phase 3 of a unit: clip, scale, average, decay, round once, write.
+  Written apply(const Unit& at, const T* norms, const Step& step) const {
     const T decay = T(k.weight_decay) * (k.decay == BY_STEP ? step.alpha : T(1));
-    double sum = 0;
+    Written sum;
     directions(at, norms, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n, T* u, Kept& kept) {
       T p[CHUNK];
       for (int i = 0; i < n; ++i) u[i] /= step.clip;
@@ -288,6 +289,7 @@ template <typename T> struct Parameter {
       for (int i = 0; i < n; ++i) u[i] *= step.alpha;
       if (k.momentum == STEP) average(k.m.at(b, l, r, c), n, u, kept.m);
       weight(b, l, r, c, n, p);
+      if (k.known) sum.before += square_sum<T>(p, n);
       if (decoupled)
         for (int i = 0; i < n; ++i) u[i] += decay * p[i];
       for (int i = 0; i < n; ++i) p[i] -= u[i];
@@ -297,7 +299,7 @@ template <typename T> struct Parameter {
       if (k.momentum != NONE) store(k.m, k.m.at(b, l, r, c), n, kept.m);
       if (k.scales) {
         weight(b, l, r, c, n, p);
-        sum += square_sum<T>(p, n);
+        sum.after += square_sum<T>(p, n);
       }
     });
     return sum;
@@ -329,7 +331,7 @@ template <typename T> struct Parameter {
                      (k.momentum == NONE || (k.momentum != GRAD && k.momentum_rounding == STORE && k.m.dtype == F32 &&
                                              k.m.stride[3] == 1));
 
-  template <typename F> double typed(F f) const {  // f(null pointer of p's type, one of g's type)
+  template <typename F> auto typed(F f) const {  // f(null pointer of p's type, one of g's type)
     using Bf = const bfloat16*;
     using Fl = const float*;
     if (k.p.dtype == F32) return k.g.dtype == F32 ? f(Fl(), Fl()) : f(Fl(), Bf());
@@ -401,12 +403,21 @@ template <typename T> struct Parameter {
     return sum;
   }
 
-  template <typename P, typename G> double plain_apply(const Unit& at, const T* norms, const Step& step, P, G) const {
+  // p becomes next(i, p): in one pass over memory, and others over what that has left in the first-level cache.
+  template <typename W, typename F> void sweep(W* p, int n, Written& sum, F next) const {
+    W made[CHUNK];
+    for (int i = 0; i < n; ++i) put(made[i], next(i, value(p[i])));
+    if (k.known) sum.before += square_sum<T>(p, n);
+    std::memcpy(p, made, n * sizeof(W));
+    if (k.scales) sum.after += square_sum<T>(made, n);
+  }
+
+  template <typename P, typename G> Written plain_apply(const Unit& at, const T* norms, const Step& step, P, G) const {
     using Weight = std::remove_const_t<std::remove_pointer_t<P>>;
     const T decay = decoupled ? T(k.weight_decay) * (k.decay == BY_STEP ? step.alpha : T(1)) : T(0);
     const T beta = T(k.beta1), complement = T(k.complement1), bias = k.debias ? T(k.bias1) : T(1);
     std::vector<T> columns(C);
-    double sum = 0;
+    Written sum;
     for (int64_t l = at.l0; l < at.l1; ++l) {
       column_roots(at.b, l, columns.data());
       chunks(at, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
@@ -417,22 +428,17 @@ template <typename T> struct Parameter {
         const T after = k.momentum == STEP ? T(1) / bias : step.alpha / bias;
         if (k.momentum == NONE && !decoupled) {
           const T factor = before * after;
-          for (int i = 0; i < n; ++i) put(p[i], value(p[i]) - value(g[i]) * column[i] * factor);
+          sweep(p, n, sum, [&](int i, T x) { return x - value(g[i]) * column[i] * factor; });
         } else if (k.momentum == NONE) {
           const T factor = before * after;
-          for (int i = 0; i < n; ++i) {
-            const T x = value(p[i]);
-            put(p[i], x - (value(g[i]) * column[i] * factor + decay * x));
-          }
+          sweep(p, n, sum, [&](int i, T x) { return x - (value(g[i]) * column[i] * factor + decay * x); });
         } else {
           T* m = row_of<T>(k.m, b, l, r) + c;
-          for (int i = 0; i < n; ++i) {
-            const T x = value(p[i]);
+          sweep(p, n, sum, [&](int i, T x) {
             m[i] = beta * m[i] + complement * (value(g[i]) * column[i] * before);
-            put(p[i], x - (m[i] * after + decay * x));
-          }
+            return x - (m[i] * after + decay * x);
+          });
         }
-        if (k.scales) sum += square_sum<T>(p, n);
       });
     }
     return sum;
@@ -463,7 +469,7 @@ template <typename T> struct Parameter {
       each(units, [&](int64_t i) {
         T* sums = room + (split ? i * C : 0);
         if (plain)
-          typed([&](auto, auto g) { return plain_statistics(unit(i), sums, g), 0.0; });
+          typed([&](auto, auto g) { plain_statistics(unit(i), sums, g); });
         else
           statistics(unit(i), sums);
       });
@@ -488,10 +494,15 @@ template <typename T> struct Parameter {
     each(units, [&](int64_t i) {
       const Step& step = steps[i / per_batch];
       const T* n = norms.data();
-      p_squares[i] = plain ? typed([&](auto p, auto g) { return plain_apply(unit(i), n, step, p, g); })
-                           : apply(unit(i), n, step);
+      const Written sum = plain ? typed([&](auto p, auto g) { return plain_apply(unit(i), n, step, p, g); })
+                                : apply(unit(i), n, step);
+      u_squares[i] = sum.before;
+      p_squares[i] = sum.after;
     });
-    for (int64_t b = 0; b < B; ++b) k.squares[b] = total(p_squares, b);
+    for (int64_t b = 0; b < B; ++b) {
+      if (k.known && total(u_squares, b) != k.squares[b]) *k.surprised = 1;
+      k.squares[b] = total(p_squares, b);
+    }
   }
 };
 
