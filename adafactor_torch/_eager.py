@@ -32,7 +32,8 @@ def step(works: list[Work], amp: Amp, squares: Squares) -> None:
         elif work.p.numel() < SMALL:
             kinds.setdefault(_kind(work), []).append(work)
         else:
-            _advance(Part(work, work.setting.plan, amp, BLOCK), squares)
+            on_host = work.p.device.type == "cpu"  # carrying sums compares numbers
+            _advance(Part(work, work.setting.plan, amp, BLOCK), squares if on_host else None)
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):

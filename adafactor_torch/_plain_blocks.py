@@ -37,26 +37,27 @@ def advance_plain(part: Part, squares: Squares | None) -> None:
         u_rms = torch.linalg.vector_norm(norms.mul_(row_scale), dim=OWN, keepdim=True) / math.sqrt(count)
         factor /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
     known = None if squares is None else squares.of(part.work.p)
+    before, after = (torch.zeros_like(factor) for _ in range(2))
     if recipe.multiply_by_parameter_scale:
-        of_blocks = torch.stack([_square_sum(p) for p in ps]) if known is None else known
-        # One block holds all batch indices, or one index has all of some blocks.
-        sums = of_blocks.sum(0) if part.sizes[0] == 1 or len(ps) == 1 else _by_batch(part, of_blocks)
-        p_rms = torch.sqrt(sums.view(-1, 1, 1, 1) / count)
+        if known is None:
+            for p, sums in zip(ps, cut(before), strict=True):
+                sums += _square_sum(p)
+        p_rms = torch.sqrt((before if known is None else known) / count)
         factor *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     row_scale *= factor
-    before, after = [], []
-    for g, p, x, row, col in zip(gs, ps, rooms, cut(row_scale), cols, strict=True):
+    rows = zip(gs, ps, rooms, cut(row_scale), cols, cut(before), cut(after), strict=True)
+    for g, p, x, row, col, of_old, of_new in rows:
         if known is not None:
-            before.append(_square_sum(p))
+            of_old += _square_sum(p)
         # Columns first, as in the reference: a product of scales can overflow where g is 0.
         p.addcmul_(torch.mul(g, col, out=x), row, value=1.0 if part.work.maximize else -1.0)
         if squares is not None:
-            after.append(_square_sum(p))
+            of_new += _square_sum(p)
     part.write_copies()
     if squares is not None and recipe.multiply_by_parameter_scale:
-        if known is not None and known.tolist() != torch.stack(before).tolist():
+        if known is not None and not torch.equal(known, before):
             squares.surprise(part.work.p)
-        squares.put(part.work.p, torch.stack(after))
+        squares.put(part.work.p, after)
 
 
 def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -80,16 +81,8 @@ def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[
 
 
 def _square_sum(p: Tensor) -> Tensor:
-    """The sum of p^2 of each batch index of a block, one number after the other."""
+    """The sum of p^2 of each batch index of a block, [batch, 1, 1, 1]."""
     if p.shape[0] == 1 and p.is_contiguous():
         flat = p.view(-1)
-        return torch.dot(flat, flat).view(1)
-    return torch.linalg.vector_norm(p, dim=OWN).square_()
-
-
-def _by_batch(part: Part, of_blocks: Tensor) -> Tensor:
-    """The sums of each batch index, of one number for each block."""
-    sums = of_blocks.new_zeros((part.sizes[0], 1, 1, 1))
-    for into, of_block in zip(part.cut(sums), of_blocks, strict=True):
-        into += of_block.view(-1, 1, 1, 1)
-    return sums
+        return torch.dot(flat, flat).view(1, 1, 1, 1)
+    return torch.linalg.vector_norm(p, dim=OWN, keepdim=True).square_()

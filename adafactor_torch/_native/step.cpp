@@ -3,7 +3,7 @@
 // A parameter is seen as [batch, lead, rows, columns] (`_canonical.py`): RMS(p) and RMS(u) are of a batch index, the
 // factors of a (batch, lead) matrix. A unit is a block of rows of one matrix, or several small matrices; what a unit
 // sums goes to its own place and is added in order, so the result does not depend on the number of threads.
-// Squares are added as T within UNIT_ROWS of a column and CHUNK elements of a row, as double beyond: in float32,
+// Squares are added as T within T_ROWS of a column and CHUNK elements of a row, as double beyond: in float32,
 // gradients up to 1e18 do not overflow. Comparisons are written so that a NaN stays one.
 
 #include <type_traits>
@@ -16,7 +16,8 @@ namespace {
 constexpr int CHUNK = 512;         // elements in flight: their buffers stay in the first-level cache
 constexpr int LANES = 16;          // independent sums, so that the compiler may use vectors
 constexpr int64_t UNIT = 1 << 16;  // elements of a unit, about
-constexpr int64_t UNIT_ROWS = 64;  // fewest rows of a split matrix's unit, most rows that columns are added as T
+constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its sums of columns are 1/64 of its size
+constexpr int64_t T_ROWS = 64;      // most rows of which squares are added as T
 
 enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
 enum MomentumRounding : int64_t { STORE, USE, DECAY };
@@ -138,25 +139,25 @@ template <typename T> struct Parameter {
 
   // Phase 1 of a unit: R, and the sums for C (of a split matrix; else C itself). `rows(l, r0, r1, columns)` adds the
   // squares of some rows to the columns', and writes those rows' R.
-  template <typename F> void statistics(const Unit& at, T* sums, F rows) const {
+  template <typename F> void statistics(const Unit& at, double* sums, F rows) const {
     std::vector<T> columns(C);
     std::vector<double> total(C);
     for (int64_t l = at.l0; l < at.l1; ++l) {
       std::fill(total.begin(), total.end(), 0.0);
-      for (int64_t r = at.r0; r < at.r1; r += UNIT_ROWS) {
+      for (int64_t r = at.r0; r < at.r1; r += T_ROWS) {
         std::fill(columns.begin(), columns.end(), T(0));
-        rows(l, r, std::min(at.r1, r + UNIT_ROWS), columns.data());
+        rows(l, r, std::min(at.r1, r + T_ROWS), columns.data());
         for (int64_t c = 0; c < C; ++c) total[c] += double(columns[c]);
       }
       for (int64_t c = 0; c < C; ++c)
         if (split)
-          sums[c] = T(total[c]);
+          sums[c] = total[c];
         else
           moment(k.v_col, k.v_col.at(at.b, l, 0, c), total[c] / double(R));
     }
   }
 
-  void statistics(const Unit& at, T* sums) const {
+  void statistics(const Unit& at, double* sums) const {
     statistics(at, sums, [&](int64_t l, int64_t r0, int64_t r1, T* columns) {
       double row = 0;
       chunks({at.b, l, l + 1, r0, r1}, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
@@ -342,7 +343,7 @@ template <typename T> struct Parameter {
     return reinterpret_cast<S*>(a.data) + a.at(b, l, r, 0);
   }
 
-  template <typename G> void plain_statistics(const Unit& at, T* sums, G) const {
+  template <typename G> void plain_statistics(const Unit& at, double* sums, G) const {
     statistics(at, sums, [&](int64_t l, int64_t r0, int64_t r1, T* columns) {
       for (int64_t r = r0; r < r1; ++r) {
         const auto* g = row_of<std::remove_pointer_t<G>>(k.g, at.b, l, r);
@@ -445,12 +446,12 @@ template <typename T> struct Parameter {
   }
 
   // C of CHUNK columns of a split matrix, from the sums of its units in their order.
-  void columns_of(int64_t i, const T* room) const {
+  void columns_of(int64_t i, const double* room) const {
     const int64_t per_row = (C + CHUNK - 1) / CHUNK, matrix = i / per_row, first = i % per_row * CHUNK;
     const int64_t last = std::min(C, first + CHUNK);
     double sum[CHUNK] = {};
     for (int64_t j = 0; j < per_matrix; ++j)
-      for (int64_t c = first; c < last; ++c) sum[c - first] += double(room[(matrix * per_matrix + j) * C + c]);
+      for (int64_t c = first; c < last; ++c) sum[c - first] += room[(matrix * per_matrix + j) * C + c];
     for (int64_t c = first; c < last; ++c)
       moment(k.v_col, k.v_col.at(matrix / L, matrix % L, 0, c), sum[c - first] / double(R));
   }
@@ -463,11 +464,11 @@ template <typename T> struct Parameter {
   }
 
   // The three phases. `room` is as large as `adafactor_room` says.
-  void step(T* room) const {
+  void step(double* room) const {
     std::vector<T> norms(B * L, T(1));
     if (k.factored) {
       each(units, [&](int64_t i) {
-        T* sums = room + (split ? i * C : 0);
+        double* sums = room + (split ? i * C : 0);
         if (plain)
           typed([&](auto, auto g) { plain_statistics(unit(i), sums, g); });
         else
@@ -506,11 +507,11 @@ template <typename T> struct Parameter {
   }
 };
 
-void run(const Task& k, int threads, void* room) {
+void run(const Task& k, int threads, double* room) {
   if (k.p.dtype == F64)
-    Parameter<double>{k, threads}.step(static_cast<double*>(room));
+    Parameter<double>{k, threads}.step(room);
   else
-    Parameter<float>{k, threads}.step(static_cast<float*>(room));
+    Parameter<float>{k, threads}.step(room);
 }
 
 bool small(const Task& k) { return k.size[0] * k.size[1] * k.size[2] * k.size[3] <= UNIT; }
@@ -522,13 +523,13 @@ extern "C" int64_t adafactor_room(const Task* tasks, int64_t count) {
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Parameter<float> p{tasks[i], 1};
-    if (p.split && tasks[i].factored) most = std::max(most, p.units * p.C * (tasks[i].p.dtype == F64 ? 8 : 4));
+    if (p.split && tasks[i].factored) most = std::max(most, p.units * p.C * int64_t(sizeof(double)));
   }
   return most;
 }
 
 // Steps every task: small ones side by side, one thread each, the others one after the other on all threads.
-extern "C" void adafactor_step(const Task* tasks, int64_t count, int64_t threads, void* room) {
+extern "C" void adafactor_step(const Task* tasks, int64_t count, int64_t threads, double* room) {
 #pragma omp parallel for schedule(dynamic, 8) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < count; ++i)
     if (small(tasks[i])) run(tasks[i], 1, room);
