@@ -38,10 +38,10 @@ REMEDIES = {
     "min_dim_size_to_factor": "Use factoring=factoring.largest_two(128).",
     "factored": "Use factoring=factoring.no_factoring.",
     "ams_grad": "Use amsgrad.",
-    "foreach": "There is one way to compute a step, so leave it out.",
-    "fused": "There is one way to compute a step, so leave it out.",
-    "capturable": "There is no such option yet.",
-    "rounding": "There is rounding to nearest only, so leave it out.",
+    **dict.fromkeys(
+        ("foreach", "fused", "capturable", "rounding", "nonfinite"),
+        "It says how a step is computed and not what: it is an argument of adafactor_torch.Adafactor alone.",
+    ),
     "lr_decay_step": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
     "lr_decay_factor": "Use lr=schedules.piecewise_constant(lr, boundaries, factor).",
 }

@@ -1,0 +1,342 @@
+// What a step is told of one parameter (`Task`), and its phases with every option of the recipe (`Parameter`).
+
+#pragma once
+
+#include <vector>
+
+#include "formats.h"
+
+namespace {
+
+constexpr int CHUNK = 512;         // elements in flight: their buffers stay in the first-level cache
+constexpr int LANES = 16;          // independent sums, so that the compiler may use vectors
+constexpr int64_t UNIT = 1 << 16;  // elements of a unit, about
+constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its sums of columns are 1/64 of its size
+constexpr int64_t T_ROWS = 64;      // most rows of which squares are added as T
+
+enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
+enum MomentumRounding : int64_t { STORE, USE, DECAY };
+enum Decay : int64_t { NO_DECAY, BY_GRAD, BY_STEP, BY_ONE };
+enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
+
+struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 bytes
+  int64_t size[4];
+  Array p, g, v_row, v_col, v, v_max, m, compensation;
+  Array element;  // the index of an element in C order: int32, or without data its strides
+  int64_t factored, floors, amsgrad, clips, momentum, debias, momentum_rounding, scales, decay, decay_first, maximize,
+      rounding, key;
+  double rho, beta2, complement2, bias2, beta1, complement1, narrow1, bias1, weight_decay, eps1, eps2, largest,
+      threshold, unscale;
+  double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
+  int64_t known;
+  int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
+  float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
+};
+
+// The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond.
+template <typename T, typename S> double square_sum(const S* x, int n) {
+  T lanes[LANES] = {};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int l = 0; l < LANES; ++l) lanes[l] += T(value(x[i + l])) * T(value(x[i + l]));
+  double sum = 0;
+  for (; i < n; ++i) sum += double(value(x[i])) * double(value(x[i]));
+  for (int l = 0; l < LANES; ++l) sum += double(lanes[l]);
+  return sum;
+}
+
+template <typename Compute> struct Parameter {
+  using T = Compute;
+  struct Unit { int64_t b, l0, l1, r0, r1; };
+  struct Written { double before = 0, after = 0; };     // sums of p^2 of one unit
+  struct Step { T alpha, clip; };                       // of one batch index
+  struct Kept { T v[CHUNK], v_max[CHUNK], m[CHUNK]; };  // what a chunk leaves to be stored
+
+  const Task& k;
+  const int threads;
+  const int64_t B = k.size[0], L = k.size[1], R = k.size[2], C = k.size[3];
+  const bool split = R * C > UNIT;
+  const int64_t unit_rows = std::max(UNIT_ROWS, UNIT / std::max<int64_t>(C, 1));
+  const int64_t per_matrix = split ? (R + unit_rows - 1) / unit_rows : 1;
+  const int64_t unit_matrices = split ? 1 : std::max<int64_t>(1, UNIT / std::max<int64_t>(R * C, 1));
+  const int64_t per_batch = split ? L * per_matrix : (L + unit_matrices - 1) / unit_matrices;
+  const int64_t units = B * per_batch;
+  const bool measures = k.telemetry;
+  const bool decoupled = k.decay == BY_STEP || k.decay == BY_ONE;
+  const bool inverse_columns = !k.floors && !k.amsgrad;  // u = g / sqrt(C) / sqrt(R / mean(R)), one by one
+  const T floor = T(k.eps1), added = k.floors ? T(0) : T(k.eps1);
+
+  Unit unit(int64_t i) const {
+    const int64_t b = i / per_batch, j = i % per_batch;
+    if (split) {
+      const int64_t r0 = j % per_matrix * unit_rows;
+      return {b, j / per_matrix, j / per_matrix + 1, r0, std::min(R, r0 + unit_rows)};
+    }
+    return {b, j * unit_matrices, std::min(L, (j + 1) * unit_matrices), 0, R};
+  }
+
+  // f(i) for i < n: every thread has the same part at every call, and goes through it forwards or backwards, so that a
+  // phase begins with what the one before has left in the thread's cache.
+  template <typename F> void each(int64_t n, F f, bool backwards = false) const {
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && n > 1)
+    for (int64_t t = 0; t < threads; ++t) {
+      const int64_t first = n * t / threads, end = n * (t + 1) / threads;
+      for (int64_t i = first; i < end; ++i) f(backwards ? first + end - 1 - i : i);
+    }
+  }
+
+  template <typename F> void chunks(const Unit& at, int64_t l, F f) const {
+    for (int64_t r = at.r0; r < at.r1; ++r)
+      for (int64_t c = 0; c < C; c += CHUNK) f(at.b, l, r, c, int(std::min<int64_t>(CHUNK, C - c)));
+  }
+
+  // The weight; with a compensation the sum of the two.
+  void weight(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* p) const {
+    load(k.p, k.p.at(b, l, r, c), n, p);
+    if (k.rounding == KAHAN) {
+      T rest[CHUNK];
+      load(k.compensation, k.compensation.at(b, l, r, c), n, rest);
+      for (int i = 0; i < n; ++i) p[i] += rest[i];
+    }
+  }
+
+  void gradient(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* g) const {
+    load(k.g, k.g.at(b, l, r, c), n, g);
+    if (k.unscale != 1.0 || k.maximize) {
+      const T factor = T(k.maximize ? -k.unscale : k.unscale);
+      for (int i = 0; i < n; ++i) g[i] *= factor;
+    }
+    if (k.decay == BY_GRAD) {
+      T p[CHUNK];
+      weight(b, l, r, c, n, p);
+      for (int i = 0; i < n; ++i) g[i] += T(k.weight_decay) * p[i];
+    }
+  }
+
+  // The first moment with x in it: x becomes the average that is used, `kept` the one to store.
+  void average(int64_t at, int n, T* x, T* kept) const {
+    T m[CHUNK];
+    load(k.m, at, n, m);
+    const T beta = T(k.beta1), complement = T(k.complement1), narrow = T(k.narrow1);
+    if (k.momentum_rounding == USE) {
+      for (int i = 0; i < n; ++i) {
+        const T y = rounded(x[i], k.m.dtype), d = y - m[i];
+        kept[i] = rounded(k.complement1 < 0.5 ? m[i] + complement * d : y - beta * d, k.m.dtype);
+      }
+    } else if (k.momentum_rounding == DECAY) {
+      for (int i = 0; i < n; ++i) kept[i] = rounded(narrow * m[i], k.m.dtype) + complement * x[i];
+    } else {
+      for (int i = 0; i < n; ++i) kept[i] = beta * m[i] + complement * x[i];
+    }
+    for (int i = 0; i < n; ++i) x[i] = kept[i];
+    if (k.debias)
+      for (int i = 0; i < n; ++i) x[i] /= T(k.bias1);
+  }
+
+  // Phase 1 of a unit: R, and the sums for C (of a split matrix; else C itself). `rows(l, r0, r1, columns)` adds the
+  // squares of some rows to the columns', and writes those rows' R.
+  template <typename F> void statistics(const Unit& at, double* sums, F rows) const {
+    std::vector<T> columns(C);
+    std::vector<double> total(C);
+    for (int64_t l = at.l0; l < at.l1; ++l) {
+      std::fill(total.begin(), total.end(), 0.0);
+      for (int64_t r = at.r0; r < at.r1; r += T_ROWS) {
+        std::fill(columns.begin(), columns.end(), T(0));
+        rows(l, r, std::min(at.r1, r + T_ROWS), columns.data());
+        for (int64_t c = 0; c < C; ++c) total[c] += double(columns[c]);
+      }
+      for (int64_t c = 0; c < C; ++c)
+        if (split)
+          sums[c] = total[c];
+        else
+          moment(k.v_col, k.v_col.at(at.b, l, 0, c), total[c] / double(R));
+    }
+  }
+
+  void statistics(const Unit& at, double* sums) const {
+    statistics(at, sums, [&](int64_t l, int64_t r0, int64_t r1, T* columns) {
+      double row = 0;
+      chunks({at.b, l, l + 1, r0, r1}, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
+        T x[CHUNK];
+        gradient(b, l, r, c, n, x);
+        for (int i = 0; i < n; ++i) columns[c + i] += x[i] * x[i];
+        row += square_sum<T>(x, n);
+        if (c + n == C) {
+          moment(k.v_row, k.v_row.at(b, l, r, 0), row / double(C));
+          row = 0;
+        }
+      });
+    });
+  }
+
+  double squares_of_p(const Unit& at) const {
+    double sum = 0;
+    for (int64_t l = at.l0; l < at.l1; ++l)
+      chunks(at, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
+        T p[CHUNK];
+        weight(b, l, r, c, n, p);
+        sum += square_sum<T>(p, n);
+      });
+    return sum;
+  }
+
+  // R or C with a new mean of g^2 in it; what is stored is what is used.
+  void moment(const Array& a, int64_t at, double mean) const {
+    const T x = T(k.beta2) * element<T>(a, at) + T(k.complement2) * T(mean + double(added));
+    store(a, at, 1, &x);
+  }
+
+  // sqrt(mean(R)) of a matrix.
+  T norm(int64_t b, int64_t l) const {
+    double sum = 0;
+    for (int64_t r = 0; r < R; ++r) sum += double(element<T>(k.v_row, k.v_row.at(b, l, r, 0)));
+    const T mean = T(sum / double(R));
+    return std::sqrt(k.floors && mean < floor ? floor : mean);
+  }
+
+  T row_root(int64_t b, int64_t l, int64_t r, T norm) const {
+    return std::sqrt(element<T>(k.v_row, k.v_row.at(b, l, r, 0))) / norm;
+  }
+
+  void column_roots(int64_t b, int64_t l, T* roots) const {
+    for (int64_t c = 0; c < C; ++c) roots[c] = std::sqrt(element<T>(k.v_col, k.v_col.at(b, l, 0, c)));
+    if (inverse_columns)
+      for (int64_t c = 0; c < C; ++c) roots[c] = T(1) / roots[c];
+  }
+
+  // u of one chunk.
+  void direction(int64_t b, int64_t l, int64_t r, int64_t c, int n, T norm, const T* columns, T* u, Kept& kept) const {
+    T root[CHUNK];
+    gradient(b, l, r, c, n, u);
+    if (!k.factored) {
+      load(k.v, k.v.at(b, l, r, c), n, root);
+      const T beta = T(k.beta2), complement = T(k.complement2);
+      for (int i = 0; i < n; ++i) kept.v[i] = rounded(beta * root[i] + complement * (u[i] * u[i] + added), k.v.dtype);
+      for (int i = 0; i < n; ++i) root[i] = std::sqrt(kept.v[i]);
+    }
+    if (k.momentum == GRAD) average(k.m.at(b, l, r, c), n, u, kept.m);
+    if (k.factored) {
+      const T row = row_root(b, l, r, norm);
+      if (inverse_columns) {
+        for (int i = 0; i < n; ++i) u[i] = u[i] * columns[c + i] / row;
+        return;
+      }
+      for (int i = 0; i < n; ++i) root[i] = row * columns[c + i];
+    }
+    if (k.floors)
+      for (int i = 0; i < n; ++i) root[i] = root[i] < floor ? floor : root[i];
+    if (!k.amsgrad) {
+      for (int i = 0; i < n; ++i) u[i] /= root[i];
+      return;
+    }
+    load(k.v_max, k.v_max.at(b, l, r, c), n, kept.v_max);
+    for (int i = 0; i < n; ++i) {
+      const T square = root[i] * root[i], old = kept.v_max[i];
+      kept.v_max[i] = rounded(old >= square || old != old ? old : square, k.v_max.dtype);
+      u[i] /= std::sqrt(kept.v_max[i] / T(k.bias2)) + T(k.eps1);
+    }
+  }
+
+  // Every chunk of a unit with its u.
+  template <typename F> void directions(const Unit& at, const T* norms, F f) const {
+    std::vector<T> columns(k.factored ? C : 0);
+    T u[CHUNK];
+    Kept kept;
+    for (int64_t l = at.l0; l < at.l1; ++l) {
+      if (k.factored) column_roots(at.b, l, columns.data());
+      const T root = norms[at.b * L + l];
+      chunks(at, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
+        direction(b, l, r, c, n, root, columns.data(), u, kept);
+        f(b, l, r, c, n, u, kept);
+      });
+    }
+  }
+
+  // Phase 2 of a unit: the sum of u^2.
+  double squares_of_u(const Unit& at, const T* norms) const {
+    double sum = 0;
+    directions(at, norms, [&](int64_t, int64_t, int64_t, int64_t, int n, T* u, Kept&) { sum += square_sum<T>(u, n); });
+    return sum;
+  }
+
+  // alpha and the clip factor of a batch index.
+  Step scale(int64_t b, double p_squares, double u_squares) const {
+    const double count = std::max(double(L * R * C), 1.0);
+    const T p_rms = T(std::sqrt(p_squares / count)), u_rms = T(std::sqrt(u_squares / count));
+    T of = k.decay_first ? p_rms * T(std::fabs(1.0 - k.weight_decay)) : p_rms, clip = u_rms / T(k.threshold);
+    of = of < T(k.eps2) ? T(k.eps2) : of;
+    of = of > T(k.largest) ? T(k.largest) : of;
+    clip = !k.clips || clip < T(1) ? T(1) : clip;
+    const T alpha = k.scales ? T(k.rho) * of : T(k.rho);
+    if (k.telemetry) {
+      const float told[] = {float(alpha), float(u_rms), float(clip), float(p_rms)};
+      std::copy(told, told + 4, k.telemetry + 4 * b);
+    }
+    return {alpha, clip};
+  }
+
+  // Phase 3 of a unit: clip, scale, average, decay, round once, write.
+  Written apply(const Unit& at, const T* norms, const Step& step) const {
+    const T decay = T(k.weight_decay) * (k.decay == BY_STEP ? step.alpha : T(1));
+    Written sum;
+    directions(at, norms, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n, T* u, Kept& kept) {
+      T p[CHUNK];
+      for (int i = 0; i < n; ++i) u[i] /= step.clip;
+      if (k.momentum == UPDATE) average(k.m.at(b, l, r, c), n, u, kept.m);
+      for (int i = 0; i < n; ++i) u[i] *= step.alpha;
+      if (k.momentum == STEP) average(k.m.at(b, l, r, c), n, u, kept.m);
+      weight(b, l, r, c, n, p);
+      if (k.known) sum.before += square_sum<T>(p, n);
+      if (decoupled)
+        for (int i = 0; i < n; ++i) u[i] += decay * p[i];
+      for (int i = 0; i < n; ++i) p[i] -= u[i];
+      write(b, l, r, c, n, p);
+      if (!k.factored) store(k.v, k.v.at(b, l, r, c), n, kept.v);
+      if (k.amsgrad) store(k.v_max, k.v_max.at(b, l, r, c), n, kept.v_max);
+      if (k.momentum != NONE) store(k.m, k.m.at(b, l, r, c), n, kept.m);
+      if (k.scales) {
+        weight(b, l, r, c, n, p);
+        sum.after += square_sum<T>(p, n);
+      }
+    });
+    return sum;
+  }
+
+  uint32_t index(int64_t at) const {
+    return k.element.data ? reinterpret_cast<const uint32_t*>(k.element.data)[at] : uint32_t(at);
+  }
+
+  void write(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* p) const {
+    const int64_t to = k.p.at(b, l, r, c), first = k.element.at(b, l, r, c), stride = k.element.stride[3];
+    if (k.rounding == STOCHASTIC)
+      for (int i = 0; i < n; ++i)
+        p[i] = T(stochastic(float(p[i]), mix(index(first + i * stride) ^ uint32_t(k.key)), k.p.dtype));
+    store(k.p, to, n, p);
+    if (k.rounding == KAHAN) {
+      T kept[CHUNK];
+      load(k.p, to, n, kept);
+      for (int i = 0; i < n; ++i) kept[i] = p[i] - kept[i];
+      store(k.compensation, k.compensation.at(b, l, r, c), n, kept);
+    }
+  }
+
+  // C of CHUNK columns of a split matrix, from the sums of its units in their order.
+  void columns_of(int64_t i, const double* room) const {
+    const int64_t per_row = (C + CHUNK - 1) / CHUNK, matrix = i / per_row, first = i % per_row * CHUNK;
+    const int64_t last = std::min(C, first + CHUNK);
+    double sum[CHUNK] = {};
+    for (int64_t j = 0; j < per_matrix; ++j)
+      for (int64_t c = first; c < last; ++c) sum[c - first] += room[(matrix * per_matrix + j) * C + c];
+    for (int64_t c = first; c < last; ++c)
+      moment(k.v_col, k.v_col.at(matrix / L, matrix % L, 0, c), sum[c - first] / double(R));
+  }
+
+  // What the units of a batch index have summed, in their order.
+  double total(const std::vector<double>& of_unit, int64_t b) const {
+    double sum = 0;
+    for (int64_t i = b * per_batch; i < (b + 1) * per_batch; ++i) sum += of_unit[i];
+    return sum;
+  }
+};
+
+}  // namespace
