@@ -29,7 +29,7 @@ def advance_plain(part: Part, squares: Squares | None) -> None:
     row_scale, col_scale = _update_factors(part, gs, rooms)
     cols = cut(col_scale)
     count = math.prod(part.sizes[1:])
-    factor = part.p.new_full((part.sizes[0], 1, 1, 1), part.now.rho)
+    factor = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
     if setting.clips:
         norms = torch.empty_like(row_scale)
         for g, x, col, norm in zip(gs, rooms, cols, cut(norms), strict=True):
