@@ -16,12 +16,12 @@ unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help verify test peers lint format docs tables clean
+.PHONY: help verify test peers bench lint format docs tables clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS='...'     further arguments for verify, test and peers, such as ARGS=--quick"
+	@echo "  ARGS='...'     further arguments for verify, test, peers and bench, such as ARGS=--quick"
 	@echo "  PYTHON=...     the interpreter that $(VENV) is made with, 3.11 or newer (now: $(PYTHON))"
 
 verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machine.
@@ -32,6 +32,9 @@ test: $(STAMP) ## Run the whole test suite.
 
 peers: $(PEERS) ## Step the installed originals and their recipes side by side; takes minutes.
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup parity_tests/peers $(ARGS)
+
+bench: $(PEERS) ## Time steps beside those of other optimizers; takes a quarter of an hour.
+	$(BIN)/python -m benchmarks torch $(ARGS)
 
 tables: $(STAMP) ## Show which recorded runs are matched and which faults they reject; takes minutes.
 	$(BIN)/python -m parity_tests.tables

@@ -12,6 +12,7 @@ from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _state_dict as saved
+from . import _traced as traced
 from ._engine import Engine
 from ._groups import OPTIONS, Group, check_group, completed, group_fields, number_in, split_lr
 from ._release import steps_in_backward
@@ -43,8 +44,9 @@ class Adafactor(torch.optim.Optimizer):
             weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
             `adafactor_spec.Recipe` describes. None means off.
 
-    The state of a parameter is `step` (float32, on the CPU) and `v_row` and `v_col` (reduced axes at size 1) or `v`,
-    and `v_max` and `m` where the recipe has them; at least float32, and loaded as it was saved.
+    The state of a parameter is `step` (float32, on the CPU; on the parameter's device with `capturable` or "skip") and
+    `v_row` and `v_col` (reduced axes at size 1) or `v`, and `v_max`, `m` and `compensation` where they are kept; the
+    moments at least float32, and all loaded as saved.
 
     Raises:
         ValueError: a value is out of range, two contradict each other, or a parameter is not real floating-point.
@@ -129,7 +131,7 @@ class Adafactor(torch.optim.Optimizer):
             "nonfinite": nonfinite,
             "telemetry": telemetry,
         }
-        self._engine = Engine()
+        self._engine, self._number = Engine(), traced.number_of(self)
         of_tensor = split_lr(lr) if isinstance(lr, Tensor) else {}
         super().__init__(params, {**group_fields(chosen), **of_tensor, **options})
 
@@ -172,8 +174,16 @@ class Adafactor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step(self)
+        if torch.compiler.is_compiling():
+            # `self.param_groups` would have dynamo guard on every value of every group, `lr` among them.
+            traced.step(self._number, vars(self)["param_groups"])
+        else:
+            self._step_now()
         return loss
+
+    def _step_now(self) -> None:
+        self._opt_called = True
+        self._engine.step(self)
 
     @torch.no_grad()
     def step_param(self, p: Tensor) -> None:
@@ -257,6 +267,13 @@ class Adafactor(torch.optim.Optimizer):
         """What pickle and deepcopy hand over: the groups and the state, without what is remembered of them."""
         super().__setstate__(state)
         self._engine = Engine()
+        if not hasattr(self, "_number"):  # a new optimizer, not one that loads a state
+            self._number = traced.number_of(self)
         for group in self.param_groups:
             for name, before in OPTIONS.items():
                 group.setdefault(name, before)
+
+
+# A torch.optim.lr_scheduler looks for this mark and for `_opt_called`. Without the mark it puts a function of its own in
+# the place of `step`, which dynamo refuses to trace.
+Adafactor.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ class Engine:
             there = counts_on_device(group, work.p)
             known = self._has_state.get(work.p) == (work.setting, there)
             if not known or len(work.state) != 1 + len(work.setting.layout):
-                work.state = kept(optimizer.state[work.p], work.setting, work.p, there)
+                work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
             if there and skips:
                 work.skipped = self._skips_of(work.p)
@@ -64,7 +64,7 @@ class Engine:
             if there:
                 on_device.append(work.state["step"])
             else:
-                count(work.state)
+                count(work)
         if on_device:
             torch._foreach_add_(on_device, 1.0)
         self._paths.step(group, works, amp)

@@ -123,6 +123,7 @@ class Work:
     now: Numbers
     key: Any = 0  # of the random bits (`adafactor_spec.rounding_key`), an int or a 0-dimensional int32 tensor
     maximize: bool = False
+    counter: Any = None  # `state["step"]` as a NumPy array, where the host counts and there is one
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
 

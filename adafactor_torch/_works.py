@@ -77,17 +77,18 @@ def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
     numbers, works, on_device = dict[tuple[int, int], Numbers](), [], dict[torch.device, list[tuple[Work, int]]]()
     lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
     for p, grad, setting, index in ready:
-        state, now, key = states.get(p, _NOTHING), _LATER, 0
+        state, now, key, counter = states.get(p, _NOTHING), _LATER, 0, None
         there = counts_on_device(group, p)
         if not there:
-            t = finished(state) + 1
+            counter = counter_of(state)
+            t = 1 if counter is None else int(counter) + 1
             known = numbers.get((id(setting.recipe), t))
             if known is None:
                 known = numbers[id(setting.recipe), t] = numbers_of(replace(setting.recipe, lr=lr), t)
             now = known
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
-        works.append(Work(p, grad, state, setting, now, key, group["maximize"]))
+        works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter))
         if there:
             on_device.setdefault(p.device, []).append((works[-1], index))
     for device, pairs in on_device.items():
@@ -112,19 +113,25 @@ def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...
             work.key = key
 
 
+def counter_of(state: State) -> Any:
+    """The steps that a parameter has taken as a NumPy array on the same memory, None before the first.
+
+    So no operator runs and nothing can be a device read; a count on a device, which the host has to wait for, is copied.
+    """
+    step = state.get("step")
+    return None if step is None else step.numpy() if step.is_cpu else step.cpu().numpy()
+
+
 def finished(state: State) -> int:
     """The steps that a parameter has taken, of which the host may know."""
-    step = state.get("step")
-    if step is None:
-        return 0
-    # Through NumPy's view of the same memory: no operator runs and nothing can be a device read.
-    return int(step.numpy() if step.device.type == "cpu" else step)
+    counter = counter_of(state)
+    return 0 if counter is None else int(counter)
 
 
-def count(state: State) -> None:
-    """One step more, where they are counted on the CPU; like `finished` without an operator."""
-    step = state["step"].numpy()
-    step += 1
+def count(work: Work) -> None:
+    """One step more, where they are counted on the CPU."""
+    counter = work.state["step"].numpy() if work.counter is None else work.counter
+    counter += 1
 
 
 def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:

@@ -1,0 +1,93 @@
+"""A step under `torch.compile`: one operator in the graph, which runs the step that would have run without it.
+
+Much of a step is ordinary Python: learning rates, functions of t, checks, new state. Traced, it would be repeated as it
+was in the first step, or traced anew whenever a number changes. So the graph is told only which parameters the step
+writes and which gradients it reads, and guards on these; everything else is looked up when the operator runs. The
+arithmetic is that of the group's own path, whose passes over memory are fewer than those that torch makes of the plain
+formulas.
+"""
+
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._adafactor import Adafactor
+
+_OPTIMIZERS: "weakref.WeakValueDictionary[int, Adafactor]" = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def number_of(optimizer: "Adafactor") -> int:
+    """A number by which graphs know an optimizer that is new.
+
+    It counts optimizers and is no address, so that the next process finds on disk what this one has compiled.
+    """
+    number = next(_NUMBERS)
+    _OPTIMIZERS[number] = optimizer
+    return number
+
+
+def step(number: int, groups: Sequence[dict[str, list[Tensor]]]) -> None:
+    """What dynamo traces of a step. It guards on everything that is read here.
+
+    Args:
+        number: what `number_of` gave the optimizer.
+        groups: the optimizer's.
+    """
+    parameters, gradients, positions, position = [], [], [], 0
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                parameters.append(p)
+                gradients.append(p.grad)
+                positions.append(position)
+            position += 1
+    torch.ops.adafactor_torch.step(parameters, gradients, positions, number)
+
+
+def _step(parameters: list[Tensor], gradients: list[Tensor], positions: list[int], number: int) -> None:
+    optimizer = _OPTIMIZERS[number]
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    values, grads = (dict(zip(positions, given, strict=True)) for given in (parameters, gradients))
+    with torch.no_grad(), _as_in_the_graph(own, values, grads):
+        optimizer._step_now()
+
+
+@contextmanager
+def _as_in_the_graph(own: list[Tensor], values: dict[int, Tensor], grads: dict[int, Tensor]) -> Iterator[None]:
+    """Let parameters have the values and gradients that they have at this place of a graph, by position.
+
+    Most often they have them already. But a backend may step a copy and write that back later, and a gradient that
+    was made in the same graph is not in `grad` yet.
+    """
+    copied = [(own[i], own[i].data, x) for i, x in values.items() if x.data_ptr() != own[i].data_ptr()]
+    changed = [(p, p.grad, grads.get(i)) for i, p in enumerate(own) if p.grad is not grads.get(i)]
+    try:
+        for p, _, value in copied:
+            p.data = value
+        for p, _, grad in changed:
+            p.grad = grad
+        yield
+    finally:
+        for p, before, _ in copied:
+            p.data = before
+        for p, before, _ in changed:
+            p.grad = before
+
+
+# Not by torch.library.custom_op, which counts a write of every parameter before it runs the step: that then would have
+# to take the sums of p^2 of the step before for outdated.
+_LIBRARY = torch.library.Library("adafactor_torch", "DEF")
+_LIBRARY.define(
+    "step(Tensor(a!)[] parameters, Tensor[] gradients, int[] positions, int number) -> ()",
+    # A CUDA graph that torch.compile makes would repeat one step's numbers. Older releases have no such tag.
+    tags=[torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else [],
+)
+_LIBRARY.impl("step", _step, "CompositeExplicitAutograd")
+torch.library.register_fake("adafactor_torch::step", lambda *_: None, lib=_LIBRARY)

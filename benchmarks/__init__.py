@@ -1,0 +1,6 @@
+"""The speed: optimizer steps of this project and of its peers, measured side by side in one run.
+
+    make bench                                # or: python -m benchmarks torch --quick
+
+What is measured, and how to read it, is in docs/performance.md.
+"""
