@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-_SOURCES = ("step.cpp", "plain.h", "parameter.h", "formats.h")
+_SOURCES = ("step.cpp", "plain.h", "parameter.h", "task.h", "formats.h")
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     # Products and sums stay apart, as in the plain path: a rounded average can tell. The others allow vectors.

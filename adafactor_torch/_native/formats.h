@@ -71,8 +71,7 @@ template <typename T> inline T element(const Array& a, int64_t at) {
   }
 }
 
-template <typename T> inline void load(const Array& a, int64_t at, int n, T* x) {
-  const int64_t s = a.stride[3];
+template <typename T> inline void load(const Array& a, int64_t at, int64_t s, int n, T* x) {
   if (s == 1 && a.dtype == F32) {
     const float* from = reinterpret_cast<const float*>(a.data) + at;
     for (int i = 0; i < n; ++i) x[i] = T(from[i]);
@@ -84,8 +83,7 @@ template <typename T> inline void load(const Array& a, int64_t at, int n, T* x) 
   }
 }
 
-template <typename T> inline void store(const Array& a, int64_t at, int n, const T* x) {
-  const int64_t s = a.stride[3];
+template <typename T> inline void store(const Array& a, int64_t at, int64_t s, int n, const T* x) {
   switch (a.dtype) {
     case F64: {
       double* to = reinterpret_cast<double*>(a.data) + at;

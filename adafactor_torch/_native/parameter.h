@@ -1,52 +1,17 @@
-// What a step is told of one parameter (`Task`), and its phases with every option of the recipe (`Parameter`).
+// The phases of one parameter with every option of the recipe.
 
 #pragma once
 
 #include <vector>
 
-#include "formats.h"
+#include "task.h"
 
 namespace {
 
-constexpr int CHUNK = 512;         // elements in flight: their buffers stay in the first-level cache
-constexpr int LANES = 16;          // independent sums, so that the compiler may use vectors
-constexpr int64_t UNIT = 1 << 16;  // elements of a unit, about
-constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its sums of columns are 1/64 of its size
-constexpr int64_t T_ROWS = 64;      // most rows of which squares are added as T
-
-enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
-enum MomentumRounding : int64_t { STORE, USE, DECAY };
-enum Decay : int64_t { NO_DECAY, BY_GRAD, BY_STEP, BY_ONE };
-enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
-
-struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 bytes
-  int64_t size[4];
-  Array p, g, v_row, v_col, v, v_max, m, compensation;
-  Array element;  // the index of an element in C order: int32, or without data its strides
-  int64_t factored, floors, amsgrad, clips, momentum, debias, momentum_rounding, scales, decay, decay_first, maximize,
-      rounding, key;
-  double rho, beta2, complement2, bias2, beta1, complement1, narrow1, bias1, weight_decay, eps1, eps2, largest,
-      threshold, unscale;
-  double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
-  int64_t known;
-  int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
-  float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
-};
-
-// The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond.
-template <typename T, typename S> double square_sum(const S* x, int n) {
-  T lanes[LANES] = {};
-  int i = 0;
-  for (; i + LANES <= n; i += LANES)
-    for (int l = 0; l < LANES; ++l) lanes[l] += T(value(x[i + l])) * T(value(x[i + l]));
-  double sum = 0;
-  for (; i < n; ++i) sum += double(value(x[i])) * double(value(x[i]));
-  for (int l = 0; l < LANES; ++l) sum += double(lanes[l]);
-  return sum;
-}
-
-template <typename Compute> struct Parameter {
+// A chunk is CHUNK columns of a row; of small matrices, one element each of CHUNK of them (ACROSS).
+template <typename Compute, bool ACROSS = false> struct Parameter {
   using T = Compute;
+  static constexpr int ALONG = ACROSS ? 1 : 3;  // the axis of a chunk
   struct Unit { int64_t b, l0, l1, r0, r1; };
   struct Written { double before = 0, after = 0; };     // sums of p^2 of one unit
   struct Step { T alpha, clip; };                       // of one batch index
@@ -87,21 +52,25 @@ template <typename Compute> struct Parameter {
 
   template <typename F> void chunks(const Unit& at, int64_t l, F f) const {
     for (int64_t r = at.r0; r < at.r1; ++r)
-      for (int64_t c = 0; c < C; c += CHUNK) f(at.b, l, r, c, int(std::min<int64_t>(CHUNK, C - c)));
+      for (int64_t c = 0; c < C; c += ACROSS ? 1 : CHUNK)
+        f(at.b, l, r, c, int(ACROSS ? matrices(at, l) : std::min<int64_t>(CHUNK, C - c)));
   }
+  // From the first of a unit's matrices on, one after the other or as many as a chunk takes.
+  static constexpr int64_t STEP_OF_L = ACROSS ? CHUNK : 1;
+  static int64_t matrices(const Unit& at, int64_t l) { return std::min(STEP_OF_L, at.l1 - l); }
 
   // The weight; with a compensation the sum of the two.
   void weight(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* p) const {
-    load(k.p, k.p.at(b, l, r, c), n, p);
+    load(k.p, k.p.at(b, l, r, c), k.p.stride[ALONG], n, p);
     if (k.rounding == KAHAN) {
       T rest[CHUNK];
-      load(k.compensation, k.compensation.at(b, l, r, c), n, rest);
+      load(k.compensation, k.compensation.at(b, l, r, c), k.compensation.stride[ALONG], n, rest);
       for (int i = 0; i < n; ++i) p[i] += rest[i];
     }
   }
 
   void gradient(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* g) const {
-    load(k.g, k.g.at(b, l, r, c), n, g);
+    load(k.g, k.g.at(b, l, r, c), k.g.stride[ALONG], n, g);
     if (k.unscale != 1.0 || k.maximize) {
       const T factor = T(k.maximize ? -k.unscale : k.unscale);
       for (int i = 0; i < n; ++i) g[i] *= factor;
@@ -116,7 +85,7 @@ template <typename Compute> struct Parameter {
   // The first moment with x in it: x becomes the average that is used, `kept` the one to store.
   void average(int64_t at, int n, T* x, T* kept) const {
     T m[CHUNK];
-    load(k.m, at, n, m);
+    load(k.m, at, k.m.stride[ALONG], n, m);
     const T beta = T(k.beta1), complement = T(k.complement1), narrow = T(k.narrow1);
     if (k.momentum_rounding == USE) {
       for (int i = 0; i < n; ++i) {
@@ -154,6 +123,7 @@ template <typename Compute> struct Parameter {
   }
 
   void statistics(const Unit& at, double* sums) const {
+    if constexpr (ACROSS) return statistics_across(at);
     statistics(at, sums, [&](int64_t l, int64_t r0, int64_t r1, T* columns) {
       double row = 0;
       chunks({at.b, l, l + 1, r0, r1}, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
@@ -169,9 +139,38 @@ template <typename Compute> struct Parameter {
     });
   }
 
+  void statistics_across(const Unit& at) const {
+    std::vector<T> columns(C * CHUNK);
+    T x[CHUNK];
+    for (int64_t l = at.l0; l < at.l1; l += STEP_OF_L) {
+      const int n = int(matrices(at, l));
+      std::fill(columns.begin(), columns.end(), T(0));
+      for (int64_t r = 0; r < R; ++r) {
+        T row[CHUNK] = {};
+        for (int64_t c = 0; c < C; ++c) {
+          T* column = columns.data() + c * CHUNK;
+          gradient(at.b, l, r, c, n, x);
+          for (int i = 0; i < n; ++i) row[i] += x[i] * x[i];
+          for (int i = 0; i < n; ++i) column[i] += x[i] * x[i];
+        }
+        moments(k.v_row, k.v_row.at(at.b, l, r, 0), n, row, T(C));
+      }
+      for (int64_t c = 0; c < C; ++c) moments(k.v_col, k.v_col.at(at.b, l, 0, c), n, columns.data() + c * CHUNK, T(R));
+    }
+  }
+
+  // R or C of some matrices, from sums of `count` squares.
+  void moments(const Array& a, int64_t at, int n, const T* sums, T count) const {
+    T x[CHUNK];
+    load(a, at, a.stride[ALONG], n, x);
+    const T beta = T(k.beta2), complement = T(k.complement2);
+    for (int i = 0; i < n; ++i) x[i] = beta * x[i] + complement * (sums[i] / count + added);
+    store(a, at, a.stride[ALONG], n, x);
+  }
+
   double squares_of_p(const Unit& at) const {
     double sum = 0;
-    for (int64_t l = at.l0; l < at.l1; ++l)
+    for (int64_t l = at.l0; l < at.l1; l += STEP_OF_L)
       chunks(at, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
         T p[CHUNK];
         weight(b, l, r, c, n, p);
@@ -183,7 +182,7 @@ template <typename Compute> struct Parameter {
   // R or C with a new mean of g^2 in it; what is stored is what is used.
   void moment(const Array& a, int64_t at, double mean) const {
     const T x = T(k.beta2) * element<T>(a, at) + T(k.complement2) * T(mean + double(added));
-    store(a, at, 1, &x);
+    store(a, at, 1, 1, &x);
   }
 
   // sqrt(mean(R)) of a matrix.
@@ -204,24 +203,44 @@ template <typename Compute> struct Parameter {
       for (int64_t c = 0; c < C; ++c) roots[c] = T(1) / roots[c];
   }
 
+  // The same of n matrices, behind each other.
+  void roots_across(int64_t b, int64_t l, int n, T* rows, T* columns) const {
+    T norm[CHUNK] = {};
+    for (int64_t r = 0; r < R; ++r) {
+      T* row = rows + r * CHUNK;
+      load(k.v_row, k.v_row.at(b, l, r, 0), k.v_row.stride[ALONG], n, row);
+      for (int i = 0; i < n; ++i) norm[i] += row[i] / T(R);
+    }
+    for (int i = 0; i < n; ++i) norm[i] = std::sqrt(k.floors && norm[i] < floor ? floor : norm[i]);
+    for (int64_t r = 0; r < R; ++r)
+      for (int i = 0; i < n; ++i) rows[r * CHUNK + i] = std::sqrt(rows[r * CHUNK + i]) / norm[i];
+    for (int64_t c = 0; c < C; ++c) {
+      T* column = columns + c * CHUNK;
+      load(k.v_col, k.v_col.at(b, l, 0, c), k.v_col.stride[ALONG], n, column);
+      for (int i = 0; i < n; ++i) column[i] = std::sqrt(column[i]);
+      if (inverse_columns)
+        for (int i = 0; i < n; ++i) column[i] = T(1) / column[i];
+    }
+  }
+
   // u of one chunk.
-  void direction(int64_t b, int64_t l, int64_t r, int64_t c, int n, T norm, const T* columns, T* u, Kept& kept) const {
+  void direction(int64_t b, int64_t l, int64_t r, int64_t c, int n, const T* rows, const T* columns, T* u,
+                 Kept& kept) const {
     T root[CHUNK];
     gradient(b, l, r, c, n, u);
     if (!k.factored) {
-      load(k.v, k.v.at(b, l, r, c), n, root);
+      load(k.v, k.v.at(b, l, r, c), k.v.stride[ALONG], n, root);
       const T beta = T(k.beta2), complement = T(k.complement2);
       for (int i = 0; i < n; ++i) kept.v[i] = rounded(beta * root[i] + complement * (u[i] * u[i] + added), k.v.dtype);
       for (int i = 0; i < n; ++i) root[i] = std::sqrt(kept.v[i]);
     }
     if (k.momentum == GRAD) average(k.m.at(b, l, r, c), n, u, kept.m);
     if (k.factored) {
-      const T row = row_root(b, l, r, norm);
       if (inverse_columns) {
-        for (int i = 0; i < n; ++i) u[i] = u[i] * columns[c + i] / row;
+        for (int i = 0; i < n; ++i) u[i] = u[i] * columns[i] / rows[i];
         return;
       }
-      for (int i = 0; i < n; ++i) root[i] = row * columns[c + i];
+      for (int i = 0; i < n; ++i) root[i] = rows[i] * columns[i];
     }
     if (k.floors)
       for (int i = 0; i < n; ++i) root[i] = root[i] < floor ? floor : root[i];
@@ -229,7 +248,7 @@ template <typename Compute> struct Parameter {
       for (int i = 0; i < n; ++i) u[i] /= root[i];
       return;
     }
-    load(k.v_max, k.v_max.at(b, l, r, c), n, kept.v_max);
+    load(k.v_max, k.v_max.at(b, l, r, c), k.v_max.stride[ALONG], n, kept.v_max);
     for (int i = 0; i < n; ++i) {
       const T square = root[i] * root[i], old = kept.v_max[i];
       kept.v_max[i] = rounded(old >= square || old != old ? old : square, k.v_max.dtype);
@@ -239,14 +258,18 @@ template <typename Compute> struct Parameter {
 
   // Every chunk of a unit with its u.
   template <typename F> void directions(const Unit& at, const T* norms, F f) const {
-    std::vector<T> columns(k.factored ? C : 0);
+    std::vector<T> rows(ACROSS ? R * CHUNK : CHUNK), columns(ACROSS ? C * CHUNK : k.factored ? C : 0);
     T u[CHUNK];
     Kept kept;
-    for (int64_t l = at.l0; l < at.l1; ++l) {
-      if (k.factored) column_roots(at.b, l, columns.data());
-      const T root = norms[at.b * L + l];
+    for (int64_t l = at.l0; l < at.l1; l += STEP_OF_L) {
+      if constexpr (ACROSS)
+        roots_across(at.b, l, int(matrices(at, l)), rows.data(), columns.data());
+      else if (k.factored)
+        column_roots(at.b, l, columns.data());
       chunks(at, l, [&](int64_t b, int64_t l, int64_t r, int64_t c, int n) {
-        direction(b, l, r, c, n, root, columns.data(), u, kept);
+        const int64_t row = ACROSS ? r * CHUNK : 0, column = ACROSS ? c * CHUNK : c;
+        if (!ACROSS && k.factored) std::fill(rows.begin(), rows.begin() + n, row_root(b, l, r, norms[b * L + l]));
+        direction(b, l, r, c, n, rows.data() + row, columns.data() + column, u, kept);
         f(b, l, r, c, n, u, kept);
       });
     }
@@ -291,9 +314,9 @@ template <typename Compute> struct Parameter {
         for (int i = 0; i < n; ++i) u[i] += decay * p[i];
       for (int i = 0; i < n; ++i) p[i] -= u[i];
       write(b, l, r, c, n, p);
-      if (!k.factored) store(k.v, k.v.at(b, l, r, c), n, kept.v);
-      if (k.amsgrad) store(k.v_max, k.v_max.at(b, l, r, c), n, kept.v_max);
-      if (k.momentum != NONE) store(k.m, k.m.at(b, l, r, c), n, kept.m);
+      if (!k.factored) store(k.v, k.v.at(b, l, r, c), k.v.stride[ALONG], n, kept.v);
+      if (k.amsgrad) store(k.v_max, k.v_max.at(b, l, r, c), k.v_max.stride[ALONG], n, kept.v_max);
+      if (k.momentum != NONE) store(k.m, k.m.at(b, l, r, c), k.m.stride[ALONG], n, kept.m);
       if (k.scales) {
         weight(b, l, r, c, n, p);
         sum.after += square_sum<T>(p, n);
@@ -307,16 +330,16 @@ template <typename Compute> struct Parameter {
   }
 
   void write(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* p) const {
-    const int64_t to = k.p.at(b, l, r, c), first = k.element.at(b, l, r, c), stride = k.element.stride[3];
+    const int64_t to = k.p.at(b, l, r, c), first = k.element.at(b, l, r, c), stride = k.element.stride[ALONG];
     if (k.rounding == STOCHASTIC)
       for (int i = 0; i < n; ++i)
         p[i] = T(stochastic(float(p[i]), mix(index(first + i * stride) ^ uint32_t(k.key)), k.p.dtype));
-    store(k.p, to, n, p);
+    store(k.p, to, k.p.stride[ALONG], n, p);
     if (k.rounding == KAHAN) {
       T kept[CHUNK];
-      load(k.p, to, n, kept);
+      load(k.p, to, k.p.stride[ALONG], n, kept);
       for (int i = 0; i < n; ++i) kept[i] = p[i] - kept[i];
-      store(k.compensation, k.compensation.at(b, l, r, c), n, kept);
+      store(k.compensation, k.compensation.at(b, l, r, c), k.compensation.stride[ALONG], n, kept);
     }
   }
 

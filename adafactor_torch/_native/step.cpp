@@ -14,12 +14,12 @@ namespace {
 template <typename K> void step(const K& of, double* room) {
   using T = typename K::T;
   const Task& k = of.k;
-  std::vector<T> norms(of.B * of.L, T(1));
+  std::vector<T> norms(k.factored && !(K::ALONG == 1) ? of.B * of.L : 0);
   const T* norm = norms.data();
   if (k.factored) {
     of.each(of.units, [&](int64_t i) { of.statistics(of.unit(i), room + (of.split ? i * of.C : 0)); });
     if (of.split) of.each(of.B * of.L * ((of.C + CHUNK - 1) / CHUNK), [&](int64_t i) { of.columns_of(i, room); });
-    of.each(of.B * of.L, [&](int64_t i) { norms[i] = of.norm(i / of.L, i % of.L); });
+    of.each(norms.size(), [&](int64_t i) { norms[i] = of.norm(i / of.L, i % of.L); });
   }
   std::vector<double> p_squares(of.units), u_squares(of.units);
   const bool of_p = !k.known && (k.scales || of.measures), of_u = k.clips || of.measures;
@@ -42,8 +42,15 @@ template <typename K> void step(const K& of, double* room) {
   }
 }
 
+// Kernels of convolutions, say: what is done for a matrix counts more than what is done for its few elements.
+bool is_small_matrices(const Task& k) { return k.factored && k.size[2] * k.size[3] <= 64 && k.size[1] >= 16; }
+
 void run(const Task& k, int threads, double* room) {
   const bool plain = is_plain(k), wide_p = k.p.dtype == F32, wide_g = k.g.dtype == F32;
+  if (is_small_matrices(k)) {
+    if (k.p.dtype == F64) return step(Parameter<double, true>{k, threads}, room);
+    return step(Parameter<float, true>{k, threads}, room);
+  }
   if (k.p.dtype == F64) return step(Parameter<double>{k, threads}, room);
   if (!plain) return step(Parameter<float>{k, threads}, room);
   if (wide_p && wide_g) return step(Plain<float, float>{{k, threads}}, room);

@@ -1,0 +1,46 @@
+// What a step is told of one parameter, and the sizes in which it works.
+
+#pragma once
+
+#include "formats.h"
+
+namespace {
+
+constexpr int CHUNK = 512;         // elements in flight: their buffers stay in the first-level cache
+constexpr int LANES = 16;          // independent sums, so that the compiler may use vectors
+constexpr int64_t UNIT = 1 << 16;  // elements of a unit, about
+constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its sums of columns are 1/64 of its size
+constexpr int64_t T_ROWS = 64;      // most rows of which squares are added as T
+
+enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
+enum MomentumRounding : int64_t { STORE, USE, DECAY };
+enum Decay : int64_t { NO_DECAY, BY_GRAD, BY_STEP, BY_ONE };
+enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
+
+struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 bytes
+  int64_t size[4];
+  Array p, g, v_row, v_col, v, v_max, m, compensation;
+  Array element;  // the index of an element in C order: int32, or without data its strides
+  int64_t factored, floors, amsgrad, clips, momentum, debias, momentum_rounding, scales, decay, decay_first, maximize,
+      rounding, key;
+  double rho, beta2, complement2, bias2, beta1, complement1, narrow1, bias1, weight_decay, eps1, eps2, largest,
+      threshold, unscale;
+  double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
+  int64_t known;
+  int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
+  float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
+};
+
+// The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond.
+template <typename T, typename S> double square_sum(const S* x, int n) {
+  T lanes[LANES] = {};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int l = 0; l < LANES; ++l) lanes[l] += T(value(x[i + l])) * T(value(x[i + l]));
+  double sum = 0;
+  for (; i < n; ++i) sum += double(value(x[i])) * double(value(x[i]));
+  for (int l = 0; l < LANES; ++l) sum += double(lanes[l]);
+  return sum;
+}
+
+}  // namespace
