@@ -13,27 +13,31 @@ from ._canonical import canonical, elements_of, from_view, view_of
 from ._phases import Amp, Setting, Work
 
 OWN = (1, 2, 3)  # the axes of one batch index
+# Elements of a matrix that is too small to be an inner loop, and so many of them that one across them is worth it.
+SMALL_MATRIX, MANY = 64, 16
+_ACROSS = (0, 2, 3, 1)
 
 
 class Cut:
-    """How a canonical view is cut into blocks of about `size` elements.
+    """How an array of canonical sizes is cut into blocks of about `size` elements.
 
     By batch indices, or matrices of one, or rows of one; a V that is kept whole also by elements of a row, which of a
-    factored matrix has one mean.
+    factored matrix has one mean. With `across`, the axes are batch, rows, columns and lead, and only that is cut.
     """
 
-    def __init__(self, sizes: tuple[int, ...], size: int, factored: bool) -> None:
-        _, lead, rows, cols = self._sizes = sizes
-        inner = (lead * rows * cols, rows * cols, cols, 1)  # elements of one place along each axis
+    def __init__(self, sizes: tuple[int, ...], size: int, factored: bool, across: bool) -> None:
+        self._sizes = sizes
+        inner = [math.prod(sizes[axis + 1 :]) for axis in range(4)]  # elements of one place along each axis
         axis = next((axis for axis in range(4) if inner[axis] <= size), 3)
-        self._axis = min(axis, 2) if factored else axis
-        self._step = max(size // max(inner[self._axis], 1), 1)
+        axis = min(axis, 2) if factored else axis
+        self._steps = [(before, 1) for before in range(axis)] + [(axis, max(size // max(inner[axis], 1), 1))]
+        if across:
+            self._steps = [(3, max(size // max(math.prod(sizes[:3]), 1), 1))]
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The blocks of x, in order; along an axis that x has at size 1 alone, all blocks have the same piece."""
         pieces = [x]
-        for axis in range(self._axis + 1):
-            step = self._step if axis == self._axis else 1
+        for axis, step in self._steps:
             pieces = [part for piece in pieces for part in self._along(piece, axis, step)]
         return pieces
 
@@ -46,6 +50,9 @@ class Cut:
 class Part:
     """A parameter or a stack, its gradient and its state seen as [batch, lead, rows, columns], and their blocks.
 
+    Many small matrices, as of a convolution's kernels, are seen as [batch, rows, columns, lead] (`across`), and a block
+    of theirs is copied to that order in memory before it is computed with.
+
     Args:
         work: the parameter or the stack.
         plan: of it.
@@ -56,21 +63,31 @@ class Part:
 
     def __init__(self, work: Work, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None) -> None:
         self.work, self.plan, self.amp, self.now = work, plan, amp, work.now
-        self.sizes = canonical(plan).sizes
-        self.cut = Cut(self.sizes, size, plan.factored)
+        sizes = canonical(plan).sizes
+        self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
+        self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
+        self.cut = Cut(self.sizes, size, plan.factored, self.across)
         self._reduced = {"v_row": plan.cols, "v_col": plan.rows}
-        self.p, self.g = view_of(work.p, plan), view_of(work.grad, plan)
-        self.state = {
+        self._views = {"p": view_of(work.p, plan)} | {
             name: view_of(x, plan, self._reduced.get(name, ())) for name, x in work.state.items() if name != "step"
         }
-        axes = ((2,), (3,)) if plan.factored else ((), ())
+        seen = {name: self._seen(view) for name, view in self._views.items()}
+        self.p, self.g, self.state = seen.pop("p"), self._seen(view_of(work.grad, plan)), seen
+        axes = (((1,), (2,)) if self.across else ((2,), (3,))) if plan.factored else ((), ())
         setting = work.setting
         self.setting = Setting(setting.recipe, Plan(self.sizes, *axes, (0,)), setting.dtype, setting.rounding)
         self._of_one = of_one or plan
 
+    def _seen(self, view: Tensor) -> Tensor:
+        return view.permute(_ACROSS) if self.across else view
+
+    def read(self, block: Tensor) -> Tensor:
+        """A block in the order in memory in which it is computed with."""
+        return block.contiguous() if self.across else block
+
     def write_copies(self) -> None:
         """Write back what `view_of` had to copy."""
-        for name, view in {"p": self.p, **self.state}.items():
+        for name, view in self._views.items():
             x = self.work.p if name == "p" else self.work.state[name]
             if view.data_ptr() != x.data_ptr():
                 x.copy_(from_view(view, self.plan, tuple(x.shape), self._reduced.get(name, ())))
@@ -86,18 +103,22 @@ class Part:
 
     def gradient(self, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
         """The gradient of a block as the step takes it."""
-        g = g.to(self.setting.compute)
+        g = self.read(g).to(self.setting.compute)
         if self.amp.grad_scale is not None:
             g = g / self.amp.grad_scale.to(g)
         if self.work.maximize:
             g = -g
-        return g + self.now.weight_decay * phases.weight(p, state, self.setting) if self.setting.l2 else g
+        return g + self.now.weight_decay * self.weight(p, state) if self.setting.l2 else g
+
+    def weight(self, p: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """The weights of a block as the step takes them."""
+        return phases.weight(self.read(p), state, self.setting)
 
     def elements(self) -> list[Tensor | None]:
         """For stochastic rounding, the indices of each block's elements in C order, int32; made when asked for."""
         if not self.setting.stochastic:
             return [None] * len(self.cut(self.p))
-        index = elements_of(self._of_one)
+        index = self._seen(elements_of(self._of_one))
         if len(index) != self.sizes[0]:  # a stack, which is one block
             return [_indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)]
         return [_indices(view, self.p.device) for view in self.cut(index)]
@@ -112,7 +133,7 @@ def advance(part: Part) -> None:
     p_squares, u_squares = per_batch.clone(), per_batch.clone()
     if recipe.multiply_by_parameter_scale or told is not None:
         for into, p, state in zip(cut(p_squares), ps, states, strict=True):
-            into += _share(phases.weight(p, state, setting), part)
+            into += _share(part.weight(p, state), part)
     if setting.clips or told is not None:
         for into, p, g, root, state in zip(cut(u_squares), ps, gs, roots, states, strict=True):
             into += _share(_direction(part, p, g, root, state)[0], part)
@@ -124,7 +145,7 @@ def advance(part: Part) -> None:
     for (p, g, state, root, own_rms, own_clip, own_key), elements in zip(rows, part.elements(), strict=True):
         u, kept = _direction(part, p, g, root, state)
         u = u / own_clip if setting.clips else u
-        new, moved = phases.apply(phases.weight(p, state, setting), u, own_rms, state, setting, part.now)
+        new, moved = phases.apply(part.weight(p, state), u, own_rms, state, setting, part.now)
         written = phases.rounded(new, setting, own_key, elements)
         p.copy_(written.pop("p"))
         for name, value in (kept | moved | written).items():
@@ -143,15 +164,16 @@ def _factors(part: Part, ps: list[Tensor], gs: list[Tensor], states: list[dict[s
     if not part.plan.factored:
         return [()] * len(ps)
     moments = part.state["v_row"], part.state["v_col"]
-    rows, cols = (torch.zeros_like(moment, dtype=setting.compute) for moment in moments)
+    rows, cols = (torch.zeros(moment.shape, dtype=setting.compute, device=moment.device) for moment in moments)
+    (of_rows,) = setting.plan.rows
     for p, g, state, row, col in zip(ps, gs, states, cut(rows), cut(cols), strict=True):
         wide = part.gradient(p, g, state)
         row_means, col_means = kernels.statistics(wide, setting.added, _plan_of(wide, setting))
         row.copy_(row_means)
-        col += col_means * (g.shape[2] / part.sizes[2])
+        col += col_means * (wide.shape[of_rows] / part.sizes[of_rows])
     for kept, mean in zip(moments, (rows, cols), strict=True):
         kept.copy_(kernels.ema(kept.to(mean.dtype), mean, now.beta2, now.beta2_complement))
-    v_row, v_col = (moment.to(setting.compute) for moment in moments)
+    v_row, v_col = (part.read(moment).to(setting.compute) for moment in moments)
     row_root, col_root = kernels.root_factors((v_row, v_col), setting.floor, setting.plan)
     return list(zip(cut(row_root), cut(col_root), strict=True))
 

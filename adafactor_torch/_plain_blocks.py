@@ -17,7 +17,7 @@ def is_plain(part: Part) -> bool:
     setting, recipe = part.setting, part.setting.recipe
     kinds = part.p.dtype == part.g.dtype == setting.compute and part.plan.factored and part.amp.grad_scale is None
     options = setting.floor is not None or recipe.amsgrad or setting.averages or recipe.decays
-    return kinds and not options and part.work.telemetry is None and setting.eps1 >= EPS1
+    return kinds and not options and not part.across and part.work.telemetry is None and setting.eps1 >= EPS1
 
 
 def advance_plain(part: Part, squares: Squares | None) -> None:

@@ -22,6 +22,7 @@ FUZZ = settings(max_examples=50, suppress_health_check=list(HealthCheck))
 # Large enough that the compiled path splits them (65,536 elements), and of every kind: tall, wide, kernels, stacks.
 SPLIT = {
     "tall": (1100, 70), "row": (1, 70_000), "column": (70_000, 1), "wide": (70, 1100), "kernel": (40, 30, 8, 9),
+    "kernels": (90, 90, 3, 3), "points": (300, 250, 1, 1),
     "vector": (70_000,), "folded": (70 * 1024,), "stack": (3, 160, 170), "scalar": (), "empty": (0, 3),
 }  # fmt: skip
 BATCHES = {
