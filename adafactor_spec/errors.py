@@ -78,8 +78,8 @@ def remedy_for_array(value: object) -> str:
 def check_choice(argument: str, value: object, choices: Iterable[object], remedy: str = "") -> None:
     """Refuse what is not one of `choices`, naming the nearest one."""
     choices = list(choices)
-    close = nearest(value, choices) if isinstance(value, str) else ""
     if not any(value is choice or value == choice for choice in choices):
+        close = nearest(value, choices) if isinstance(value, str) else ""
         raise refusal(argument, "one of " + ", ".join(map(repr, choices)), value, close or remedy)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
-from adafactor_spec.errors import refusal, refuse_unknown_keywords
+from adafactor_spec.errors import refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
@@ -196,8 +196,6 @@ class Adafactor(torch.optim.Optimizer):
             ValueError: the parameter is not one of this optimizer's.
             RuntimeError: as for `step`.
         """
-        if not any(p is known for group in self.param_groups for known in group["params"]):
-            raise refusal("p", "a parameter of this optimizer", f"a tensor of shape {tuple(p.shape)}")
         self._engine.step(self, only=p)
 
     def telemetry(self) -> dict[str, dict[str, Tensor]]:
@@ -274,6 +272,6 @@ class Adafactor(torch.optim.Optimizer):
                 group.setdefault(name, before)
 
 
-# A torch.optim.lr_scheduler looks for this mark and for `_opt_called`. Without the mark it puts a function of its own in
-# the place of `step`, which dynamo refuses to trace.
+# A torch.optim.lr_scheduler looks for this mark and for `_opt_called`. Without the mark it puts a function of its own
+# in the place of `step`, which dynamo refuses to trace.
 Adafactor.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]

@@ -32,11 +32,11 @@ class Engine:
     def step(self, optimizer: "Adafactor", only: Tensor | None = None) -> None:
         """One step of every parameter with a gradient, or of one."""
         found = [
-            (group, works_of(group, given, optimizer.state))
-            for group, given in ready(optimizer.param_groups, self._settings, only)
+            (number, group, works_of(group, given, optimizer.state, self._settings))
+            for number, group, given in ready(optimizer.param_groups, self._settings, only)
         ]  # every check that can refuse the step is behind us
         amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-        for number, (group, works) in enumerate(found):
+        for number, group, works in found:
             if works:
                 self._step_group(optimizer, number, group, works, amp)
 

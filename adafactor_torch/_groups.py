@@ -193,6 +193,8 @@ def check_lr(group: Group) -> None:
     """
     if callable(group["lr"]):
         group.update(split_lr(group["lr"]))
+    elif not isinstance(group["lr"], Tensor):
+        check_schedule("lr", group["lr"], at_least=0)
     written = group["lr_schedule"] is not None and group["lr"] not in (group["lr_of_schedule"], 0.0)
     if group["lr_schedule"] is not None and (written or "initial_lr" in group):
         remedy = "Pass a number, which a scheduler or group['lr'] = ... may then change."

@@ -36,23 +36,24 @@ def advance_plain(part: Part, squares: Squares | None) -> None:
             torch.linalg.vector_norm(torch.mul(g, col, out=x), dim=3, keepdim=True, out=norm)
         u_rms = torch.linalg.vector_norm(norms.mul_(row_scale), dim=OWN, keepdim=True) / math.sqrt(count)
         factor /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
+    alone = squares is not None
     known = None if squares is None else squares.of(part.work.p)
     before, after = (torch.zeros_like(factor) for _ in range(2))
     if recipe.multiply_by_parameter_scale:
         if known is None:
             for p, sums in zip(ps, cut(before), strict=True):
-                sums += _square_sum(p)
+                sums += _square_sum(p, alone)
         p_rms = torch.sqrt((before if known is None else known) / count)
         factor *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     row_scale *= factor
     rows = zip(gs, ps, rooms, cut(row_scale), cols, cut(before), cut(after), strict=True)
     for g, p, x, row, col, of_old, of_new in rows:
         if known is not None:
-            of_old += _square_sum(p)
+            of_old += _square_sum(p, alone)
         # Columns first, as in the reference: a product of scales can overflow where g is 0.
         p.addcmul_(torch.mul(g, col, out=x), row, value=1.0 if part.work.maximize else -1.0)
         if squares is not None:
-            of_new += _square_sum(p)
+            of_new += _square_sum(p, alone)
     part.write_copies()
     if squares is not None and recipe.multiply_by_parameter_scale:
         if known is not None and not torch.equal(known, before):
@@ -80,9 +81,13 @@ def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[
     return row_root.reciprocal_(), col_root.reciprocal_()
 
 
-def _square_sum(p: Tensor) -> Tensor:
-    """The sum of p^2 of each batch index of a block, [batch, 1, 1, 1]."""
-    if p.shape[0] == 1 and p.is_contiguous():
+def _square_sum(p: Tensor, alone: bool) -> Tensor:
+    """The sum of p^2 of each batch index of a block, [batch, 1, 1, 1].
+
+    The dot product is the fastest, but a stack has none, and what is stacked now and not the next time must be added in
+    one order.
+    """
+    if alone and p.shape[0] == 1 and p.is_contiguous():
         flat = p.view(-1)
         return torch.dot(flat, flat).view(1, 1, 1, 1)
     return torch.linalg.vector_norm(p, dim=OWN, keepdim=True).square_()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Squares:
-    """Whether the sums of one optimizer may be carried, and the sums of its parameters in the form that a path gives."""
+    """Whether sums may be carried, and those of an optimizer's parameters."""
 
     def __init__(self) -> None:
         self.trusted = True

@@ -3,8 +3,8 @@
 Much of a step is ordinary Python: learning rates, functions of t, checks, new state. Traced, it would be repeated as it
 was in the first step, or traced anew whenever a number changes. So the graph is told only which parameters the step
 writes and which gradients it reads, and guards on these; everything else is looked up when the operator runs. The
-arithmetic is that of the group's own path, whose passes over memory are fewer than those that torch makes of the plain
-formulas.
+arithmetic is that of the group's own path, which reads memory less often than the loops that Inductor makes of the plain
+formulas (docs/compile.md has the measurement).
 """
 
 import itertools
@@ -75,18 +75,16 @@ def _as_in_the_graph(own: list[Tensor], values: dict[int, Tensor], grads: dict[i
             p.grad = grad
         yield
     finally:
-        for p, before, _ in copied:
-            p.data = before
-        for p, before, _ in changed:
-            p.grad = before
+        for p, own_value, _ in copied:
+            p.data = own_value
+        for p, own_grad, _ in changed:
+            p.grad = own_grad
 
 
-# Not by torch.library.custom_op, which counts a write of every parameter before it runs the step: that then would have
-# to take the sums of p^2 of the step before for outdated.
 _LIBRARY = torch.library.Library("adafactor_torch", "DEF")
 _LIBRARY.define(
     "step(Tensor(a!)[] parameters, Tensor[] gradients, int[] positions, int number) -> ()",
-    # A CUDA graph that torch.compile makes would repeat one step's numbers. Older releases have no such tag.
+    # A CUDA graph made by torch.compile would repeat one step's numbers. Older releases of torch lack the tag.
     tags=[torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else [],
 )
 _LIBRARY.impl("step", _step, "CompositeExplicitAutograd")

@@ -25,6 +25,7 @@ from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 _Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position among all parameters
 _NOTHING: State = {}
+_MOST_NUMBERS = 1000  # kept at once, of one per recipe, learning rate and step
 _LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of works whose steps are counted on a device
 
 
@@ -33,6 +34,37 @@ class Settings:
 
     def __init__(self) -> None:
         self._known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
+        self._places: dict[Tensor, tuple[int, int, int]] = {}
+        # With what the key names by its address, so that nothing else comes to be there.
+        self._numbers: dict[tuple[int, Any, int], tuple[Recipe, Any, Numbers]] = {}
+
+    def place_of(self, p: Tensor, groups: list[Group]) -> tuple[int, int, int]:
+        """(number of the group, place in it, position among all parameters) of a parameter of these groups.
+
+        Raises:
+            ValueError: it is not one of theirs.
+        """
+        number, place, position = self._places.get(p, (0, -1, 0))
+        of_group = groups[min(number, len(groups) - 1)]["params"]
+        if not 0 <= place < len(of_group) or of_group[place] is not p:
+            self._places, position = {}, 0
+            for number, group in enumerate(groups):
+                for place, known in enumerate(group["params"]):
+                    self._places[known] = number, place, position
+                    position += 1
+            if p not in self._places:
+                raise refusal("p", "a parameter of this optimizer", f"a tensor of shape {tuple(p.shape)}")
+        return self._places[p]
+
+    def numbers(self, recipe: Recipe, lr: Any, t: int) -> Numbers:
+        """The numbers of step t of a parameter's recipe under a learning rate, computed once."""
+        key = id(recipe), id(lr) if callable(lr) else lr, t
+        known = self._numbers.get(key)
+        if known is None:
+            if len(self._numbers) >= _MOST_NUMBERS:
+                self._numbers.clear()
+            known = self._numbers[key] = recipe, lr, numbers_of(replace(recipe, lr=lr), t)
+        return known[2]
 
     def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> Setting:
         """The setting of one parameter; `form` is its group's recipe as `form_of` gives it."""
@@ -47,34 +79,47 @@ class Settings:
         return setting
 
 
-def ready(groups: list[Group], settings: Settings, only: Tensor | None = None) -> list[tuple[Group, list[_Ready]]]:
-    """The parameters with a gradient, or only one of them, after every check that can refuse the step."""
+def ready(groups: list[Group], settings: Settings, only: Tensor | None = None) -> list[tuple[int, Group, list[_Ready]]]:
+    """(number, group, its parameters with a gradient), or one parameter, after every check that can refuse the step."""
+    if only is not None:
+        number, place, position = settings.place_of(only, groups)
+        names = groups[number].get("param_names")
+        one = [(position, names[place] if names else "", only)]
+        return [(number, groups[number], _ready(groups[number], settings, one))]
     found, position = [], 0
-    for group in groups:
-        check_lr(group)
-        check_options(group)
-        form, rounding, work = form_of(group), group["rounding"], []
-        for index, (name, p) in enumerate(named(group), position):
-            if p.grad is not None and (only is None or p is only):
-                _check_gradient(name, p, p.grad)
-                work.append((p, p.grad, settings.of(p, name, form, rounding), index))
-        position += len(group["params"])
-        found.append((group, work))
+    for number, group in enumerate(groups):
+        given = [(position + place, name, p) for place, (name, p) in enumerate(named(group))]
+        position += len(given)
+        found.append((number, group, _ready(group, settings, given)))
     return found
 
 
-def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
+def _ready(group: Group, settings: Settings, given: list[tuple[int, str, Tensor]]) -> list[_Ready]:
+    check_lr(group)
+    check_options(group)
+    form, rounding, work = form_of(group), group["rounding"], []
+    for position, name, p in given:
+        grad = p.grad
+        if grad is not None:
+            _check_gradient(name, p, grad)
+            # What is in memory is what is meant, for those who read it there.
+            work.append((p, grad.resolve_neg(), settings.of(p, name, form, rounding), position))
+    return work
+
+
+def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings) -> list[Work]:
     """One step more of every parameter, not yet counted.
 
     Args:
         group: of the parameters.
         ready: what `ready` found.
+        settings: which keep numbers, too.
         states: the optimizer's state; parameters that are new to it are not made known to it here.
 
     Raises:
         ValueError: a function of t has left the range of its field.
     """
-    numbers, works, on_device = dict[tuple[int, int], Numbers](), [], dict[torch.device, list[tuple[Work, int]]]()
+    works, on_device = [], dict[torch.device, list[tuple[Work, int]]]()
     lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
     for p, grad, setting, index in ready:
         state, now, key, counter = states.get(p, _NOTHING), _LATER, 0, None
@@ -82,10 +127,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any) -> list[Work]:
         if not there:
             counter = counter_of(state)
             t = 1 if counter is None else int(counter) + 1
-            known = numbers.get((id(setting.recipe), t))
-            if known is None:
-                known = numbers[id(setting.recipe), t] = numbers_of(replace(setting.recipe, lr=lr), t)
-            now = known
+            now = settings.numbers(setting.recipe, lr, t)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
         works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter))
@@ -116,7 +158,7 @@ def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...
 def counter_of(state: State) -> Any:
     """The steps that a parameter has taken as a NumPy array on the same memory, None before the first.
 
-    So no operator runs and nothing can be a device read; a count on a device, which the host has to wait for, is copied.
+    So no operator runs and nothing can be a device read; a count on a device is copied, and waited for.
     """
     step = state.get("step")
     return None if step is None else step.numpy() if step.is_cpu else step.cpu().numpy()
