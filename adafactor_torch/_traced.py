@@ -3,8 +3,8 @@
 Much of a step is ordinary Python: learning rates, functions of t, checks, new state. Traced, it would be repeated as it
 was in the first step, or traced anew whenever a number changes. So the graph is told only which parameters the step
 writes and which gradients it reads, and guards on these; everything else is looked up when the operator runs. The
-arithmetic is that of the group's own path, which reads memory less often than the loops that Inductor makes of the plain
-formulas (docs/compile.md has the measurement).
+arithmetic is that of the group's own path, which is faster than the loops that Inductor makes of the plain formulas
+(docs/compile.md has the measurement).
 """
 
 import itertools

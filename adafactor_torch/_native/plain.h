@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "parameter.h"
 
 namespace {
@@ -84,13 +86,32 @@ template <typename P, typename G> struct Plain : Parameter<float> {
     return sum;
   }
 
-  // p becomes next(i, p): in one pass over memory, and others over what that has left in the first-level cache.
-  template <typename F> void sweep(P* p, int n, Written& sum, F next) const {
-    P made[CHUNK];
-    for (int i = 0; i < n; ++i) put(made[i], next(i, value(p[i])));
-    if (k.known) sum.before += square_sum<T>(p, n);
-    std::memcpy(p, made, n * sizeof(P));
-    if (k.scales) sum.after += square_sum<T>(made, n);
+  // p becomes next(i, p), with the sums of squares before and after, in the order of `square_sum`. Few elements at a
+  // time, so that what is added is still in registers and memory has something to do meanwhile.
+  template <typename F> static void sweep(P* p, int n, Written& sum, F next) {
+    const int even = n / LANES * LANES;
+    T before[LANES] = {}, after[LANES] = {};
+    Written own;
+    const auto few = [&](int i, auto count) {
+      P made[count()];
+      for (int j = 0; j < count(); ++j) put(made[j], next(i + j, value(p[i + j])));
+      for (int j = 0; j < count(); j += LANES)
+        for (int q = 0; q < LANES; ++q) before[q] += value(p[i + j + q]) * value(p[i + j + q]);
+      for (int j = 0; j < count(); j += LANES)
+        for (int q = 0; q < LANES; ++q) after[q] += value(made[j + q]) * value(made[j + q]);
+      std::memcpy(p + i, made, count() * sizeof(P));
+    };
+    int first = 0;
+    for (; first + 4 * LANES <= even; first += 4 * LANES) few(first, std::integral_constant<int, 4 * LANES>());
+    for (; first < even; first += LANES) few(first, std::integral_constant<int, LANES>());
+    for (int i = even; i < n; ++i) {
+      own.before += double(value(p[i])) * double(value(p[i]));
+      put(p[i], next(i, value(p[i])));
+      own.after += double(value(p[i])) * double(value(p[i]));
+    }
+    for (int q = 0; q < LANES; ++q) own.before += double(before[q]), own.after += double(after[q]);
+    sum.before += own.before;
+    sum.after += own.after;
   }
 
   Written apply(const Unit& at, const T* norms, const Step& step) const {
