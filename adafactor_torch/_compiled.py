@@ -1,7 +1,14 @@
-"""`fused=True` on a CPU: a table with a row for each parameter, and one call of the C++ in `_native`."""
+"""`fused=True` on a CPU: a table with a row for each parameter, and one call of the C++ in `_native`.
+
+The sum of p^2 is carried from the step that wrote p to the next one, which then need not read p for RMS(p) alone. It
+holds for as long as p's version counter says that nobody else has written p. A write through `p.data` or from outside
+torch does not count there: the step notices one, because it adds the squares of what it overwrites, but after the fact.
+It warns, and from then on every step reads p first.
+"""
 
 import ctypes
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +20,6 @@ from adafactor_spec import dtypes
 from . import _native
 from ._canonical import canonical, elements_of, from_view, view_of
 from ._phases import Amp, Work
-from ._squares import Squares
 
 _WORD = "i8"
 _ARRAY = np.dtype([("data", _WORD), ("dtype", _WORD), ("stride", _WORD, 4)])
@@ -22,7 +28,7 @@ _FLAGS = ("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momen
 _FLAGS += ("decay_first", "maximize", "rounding", "key")
 _NUMBERS = ("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay")
 _NUMBERS += ("eps1", "eps2", "largest", "threshold", "unscale")
-# `struct Task` of step.cpp.
+# `struct Task` of task.h.
 _TASK = np.dtype(
     [("size", _WORD, 4)]
     + [(name, _ARRAY) for name in _ARRAYS]
@@ -32,6 +38,7 @@ _TASK = np.dtype(
 )
 _ADDRESS = Tensor.data_ptr
 _CODES = {getattr(torch, name): code for code, name in enumerate(("float64", "float32", "bfloat16", "float16"))}
+_CODES[torch.int32] = -1  # of indices, which the C++ knows as such
 _MOMENTUM = (None, "grad", "update", "step")
 _MOMENTUM_ROUNDING = ("store", "use", "decay")
 _FIELDS = {
@@ -49,8 +56,8 @@ _FIELDS = {
 class Compiled:
     """Steps parameters on a CPU, and remembers between steps what it has to know of each."""
 
-    def __init__(self, squares: Squares) -> None:
-        self._squares = squares
+    def __init__(self) -> None:
+        self._carries = True  # sums of p^2
         self._rows: dict[Tensor, _Row] = {}
         self._of_table: list[_Row] = []
         self._table: Any = np.zeros(0, _TASK)
@@ -61,6 +68,7 @@ class Compiled:
         library = _native.library()
         if library is None:
             return False
+        assert library.adafactor_task() == _TASK.itemsize
         rows = [self._row(work) for work in works]
         if rows != self._of_table:
             self._table, self._of_table = np.array([row.record for row in rows], _TASK), rows
@@ -68,8 +76,7 @@ class Compiled:
             self._table["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
         table = self._table
         table["g"]["data"] = [row.gradient(work) for row, work in zip(rows, works, strict=True)]
-        trusted = self._squares.trusted
-        table["known"] = [trusted and row.known(work) for row, work in zip(rows, works, strict=True)]
+        table["known"] = [self._carries and row.known(work) for row, work in zip(rows, works, strict=True)]
         table["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
         table["key"] = [work.key for work in works]
         _write_numbers(table, works, amp)
@@ -82,13 +89,19 @@ class Compiled:
         torch.autograd.graph.increment_version([work.p for work in works])
         for row, work in zip(rows, works, strict=True):
             row.version = work.p._version
-        for place in np.flatnonzero(self._surprised):
-            self._squares.surprise(works[place].p)
+        if self._surprised.any():
+            self._surprised[:] = 0
+            self._stop_carrying()
         return True
 
-    def forget(self, p: Tensor) -> None:
-        """Forget what is remembered of a parameter."""
-        self._rows.pop(p, None)
+    def _stop_carrying(self) -> None:
+        self._carries = False
+        warnings.warn(
+            "A parameter was written through .data or from outside torch, which its version counter does not show, so "
+            "this step used RMS(p) from before that. From now on every step reads the parameters anew; write them "
+            "under torch.no_grad() to keep the faster way.",
+            stacklevel=2,
+        )
 
     def _row(self, work: Work) -> "_Row":
         row = self._rows.get(work.p)
@@ -116,6 +129,7 @@ class _Row:
                 record[name] = _described(view)
                 if view.data_ptr() != x.data_ptr():
                     self._copies.append((x, view, reduced))
+        self._copied = bool(self._copies)
         self._strides = work.grad.stride()
         gradient = view_of(work.grad.detach(), plan)
         record["g"] = _described(gradient)
@@ -128,7 +142,7 @@ class _Row:
     def fits(self, work: Work) -> bool:
         """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
         same = self._setting is work.setting and self._where == _where(work)
-        return same and not self._copies and self._strides == work.grad.stride()
+        return same and not self._copied and self._strides == work.grad.stride()
 
     def gradient(self, work: Work) -> int:
         """Where the gradient is, or a copy of it that is kept for this step."""
@@ -145,6 +159,7 @@ class _Row:
         """Write what was computed in copies to where it belongs."""
         for x, view, reduced in self._copies:
             x.copy_(from_view(view, self._setting.plan, tuple(x.shape), reduced))
+        self._copies, self._gradient = [], None
 
 
 def _where(work: Work) -> tuple[Any, ...]:
@@ -154,7 +169,7 @@ def _where(work: Work) -> tuple[Any, ...]:
 
 def _described(view: Tensor) -> tuple[int, int, list[int]]:
     strides = [stride if size > 1 else 0 for stride, size in zip(view.stride(), view.shape, strict=True)]
-    return (0 if view.is_meta else view.data_ptr()), _CODES.get(view.dtype, 0), strides
+    return (0, 0, strides) if view.is_meta else (view.data_ptr(), _CODES[view.dtype], strides)
 
 
 def _write_flags(record: Any, work: Work) -> None:

@@ -15,7 +15,6 @@ from ._blocks import Part, advance
 from ._canonical import canonical
 from ._phases import Amp, Work
 from ._plain_blocks import advance_plain, is_plain
-from ._squares import Squares
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
 SMALL = 1 << 15
@@ -23,7 +22,7 @@ SMALL = 1 << 15
 BLOCK = 1 << 18
 
 
-def step(works: list[Work], amp: Amp, squares: Squares) -> None:
+def step(works: list[Work], amp: Amp) -> None:
     """One step of every parameter, in place."""
     kinds: dict[tuple[Any, ...], list[Work]] = {}
     for work in works:
@@ -32,17 +31,16 @@ def step(works: list[Work], amp: Amp, squares: Squares) -> None:
         elif work.p.numel() < SMALL:
             kinds.setdefault(_kind(work), []).append(work)
         else:
-            on_host = work.p.device.type == "cpu"  # carrying sums compares numbers
-            _advance(Part(work, work.setting.plan, amp, BLOCK), squares if on_host else None)
+            _advance(Part(work, work.setting.plan, amp, BLOCK))
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
             _step_stack(alike[first : first + at_once], amp)
 
 
-def _advance(part: Part, squares: Squares | None) -> None:
+def _advance(part: Part) -> None:
     if is_plain(part):
-        advance_plain(part, squares)
+        advance_plain(part)
     else:
         advance(part)
 
@@ -64,9 +62,9 @@ def _step_stack(works: list[Work], amp: Amp) -> None:
     stack = Work(p, grad, stacked, setting, first.now, maximize=first.maximize)
     stack.telemetry = torch.cat(told) if told else None
     if setting.stochastic:
-        keys = torch.tensor([_signed(work.key) for work in works], dtype=torch.int32, device=p.device)
+        keys = torch.tensor([work.key for work in works], device=p.device).to(torch.int32)
         stack.key = keys.repeat_interleave(canonical(setting.plan).sizes[0]).view(-1, 1, 1, 1)
-    _advance(Part(stack, _stacked(setting.plan, len(works)), amp, p.numel(), of_one=setting.plan), None)
+    _advance(Part(stack, _stacked(setting.plan, len(works)), amp, p.numel(), of_one=setting.plan))
     torch._foreach_copy_([work.p for work in works], p.unbind())
     for name in names:
         torch._foreach_copy_([work.state[name] for work in works], stacked[name].unbind())
@@ -82,7 +80,3 @@ def _stacked(plan: Plan, count: int) -> Plan:
 
     view = None if plan.view is None else (count, *plan.view)
     return Plan((count, *plan.shape), moved(plan.rows), moved(plan.cols), (0, *moved(plan.batch)), view)
-
-
-def _signed(key: int) -> int:
-    return key - 2**32 if key >= 2**31 else key

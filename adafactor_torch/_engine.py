@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._canonical import canonical
 from ._groups import Group, counts_on_device, form_of, lr_of, named
-from ._paths import Paths
+from ._paths import Paths, is_fused, triton_path
 from ._phases import Amp, Setting, Work
 from ._works import Settings, count, finished, kept, ready, works_of
 
@@ -35,6 +35,8 @@ class Engine:
             (number, group, works_of(group, given, optimizer.state, self._settings))
             for number, group, given in ready(optimizer.param_groups, self._settings, only)
         ]  # every check that can refuse the step is behind us
+        for _, group, works in found:
+            _check_kernels(group, works)
         amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
         for number, group, works in found:
             if works:
@@ -126,6 +128,18 @@ class Engine:
         if not finite:
             self._skips_of(work.p).add_(1)
         return finite
+
+
+def _check_kernels(group: Group, works: list[Work]) -> None:
+    """What a GPU needs, before anything is counted."""
+    for work in works:
+        if work.p.is_cuda:
+            if is_fused(group, "cuda"):
+                triton_path()
+            if torch.cuda.is_current_stream_capturing() and not counts_on_device(group, work.p):
+                remedy = "Build the optimizer with it, or set group['capturable'] = True before the first step."
+                raise RuntimeError(f"A CUDA graph can hold a step with capturable=True only. {remedy}")
+            return
 
 
 def _nothing_told(setting: Setting, p: Tensor) -> Tensor:

@@ -21,18 +21,17 @@ from adafactor_spec import Numbers
 from . import _triton as kernels
 from . import _triton_tiles as tiles
 from ._fused_tables import Entry, entry
-from ._phases import Amp, Work, update
+from ._phases import NO_AMP, Amp, Work, update
 
 # Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
-NO_SCALER = Amp()
 SETS = 4  # of parameters that begin with the same one, and whose tables are remembered
 NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
 CAPTURED = "Run one step outside first, and keep the gradients where they are: zero_grad(set_to_none=False)."
 MOVED = f"A captured step needs the tensors of the step before it. {CAPTURED}"
 
 
-def step(works: Sequence[Work], amp: Amp = NO_SCALER) -> None:
+def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
     """One step of every parameter, in place, with nothing read back to the host.
 
     `_phases.update` says what a step does. Where one is left out, a `state["step"]` on the device is taken back; one on
@@ -103,7 +102,7 @@ class Group:
             for scratch in one.scratch:
                 scratch.fill(_tensor(work, scratch.name))
         o, constant = self.options, self.constant
-        pointers = (self.work if x is None else x for x in amp)
+        pointers = (self.work if x is None else x.to(self.device) for x in amp)
         tables = (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             if o.skips:
@@ -192,6 +191,7 @@ def launch(kernel: Any, programs: Tensor, tables: tuple[Tensor, ...], options: t
     kernel[(len(programs),)](programs, *tables, options, **LAUNCH)
 
 
+_captured = WeakIdKeyDictionary()  # the same of those that a CUDA graph holds
 _known = WeakIdKeyDictionary()  # first parameter: {signature: groups}; the tables go when the parameter goes
 
 
@@ -199,9 +199,15 @@ def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
     """The groups of a set of parameters, made when it is first seen."""
     known: OrderedDict[Any, tuple[list[Group], list[Any]]] = _known.setdefault(works[0].p, OrderedDict())
     signature = tuple(x is None for x in amp), tuple(_signature(work) for work in works)
+    if capturing:
+        # A graph holds the tables themselves: they are its own from now on, and no other step writes them.
+        own = _captured.setdefault(works[0].p, {})
+        if signature not in own:
+            if signature not in known:
+                raise RuntimeError(MOVED)
+            own[signature] = known.pop(signature)
+        return own[signature][0]
     if signature not in known:
-        if capturing:
-            raise RuntimeError(MOVED)
         settings = [work.setting for work in works]  # alive, for they are known by identity
         known[signature] = (_grouped(works, amp), settings)
         while len(known) > SETS:

@@ -156,6 +156,13 @@ def check_group(group: Group) -> None:
     for name, p in named(group):
         who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
         check_whole(who, p)
+        if group["fused"] and p.device.type not in FUSED:
+            must = "None or False for parameters on another device than " + " or ".join(FUSED)
+            raise refusal("fused", must, True, f"The {who} is on {p.device}.")
+        shared = p.numel() and any(n > 1 and step == 0 for n, step in zip(p.shape, p.stride(), strict=True))
+        if shared or p.is_neg():
+            remedy = "Give a copy of its own, p.clone()."
+            raise refusal(f"memory of the {who}", "one number for each element", "a view that is not", remedy)
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         plan_of(recipe, name, p)
@@ -178,11 +185,6 @@ def check_options(group: Group) -> None:
     check_choice("nonfinite", group["nonfinite"], ("propagate", "skip"))
     if group["foreach"] and group["fused"]:
         raise refusal("foreach", "None or False with fused=True", True, "Each is a way of its own to compute a step.")
-    if group["fused"]:
-        for _, p in named(group):
-            if p.device.type not in FUSED:
-                must = "None or False for parameters on another device than " + " or ".join(FUSED)
-                raise refusal("fused", must, True, f"A parameter is on {p.device}.")
 
 
 def check_lr(group: Group) -> None:

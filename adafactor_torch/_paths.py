@@ -8,44 +8,56 @@
 | Triton | CUDA, where it is the default | `fused=True` |
 """
 
-from torch import Tensor
+import functools
+import warnings
+from types import ModuleType
 
 from . import _eager, _phases
 from ._compiled import Compiled
-from ._groups import Group
+from ._groups import FUSED, Group
 from ._phases import Amp, Work
-from ._squares import Squares
+
+
+@functools.cache
+def triton_path() -> ModuleType | None:
+    """The path of Triton kernels; None, after a warning, where there is no Triton, which comes with torch for CUDA."""
+    try:
+        from . import _fused
+    except ImportError as error:
+        warnings.warn(f"Adafactor steps eagerly on CUDA: {error}. fused=False is silent.", stacklevel=2)
+        return None
+    return _fused
 
 
 class Paths:
     """The paths of one optimizer, and what they remember between steps."""
 
     def __init__(self) -> None:
-        self._squares = Squares()
-        self._compiled = Compiled(self._squares)
+        self._compiled = Compiled()
 
     def step(self, group: Group, works: list[Work], amp: Amp) -> None:
         """One step of parameters of one group, in place."""
-        for on_cuda in (False, True):
-            some = [work for work in works if work.p.is_cuda == on_cuda]
-            if some:
-                self._step(group, some, amp, fused=group["fused"] or (on_cuda and group["fused"] is None))
+        kinds: dict[str, list[Work]] = {}
+        for work in works:
+            kinds.setdefault(work.p.device.type, []).append(work)
+        for kind, some in kinds.items():
+            self._step(group, some, amp, kind)
 
-    def _step(self, group: Group, works: list[Work], amp: Amp, *, fused: bool) -> None:
-        if fused and not group["foreach"]:
-            if works[0].p.is_cuda:
-                from . import _fused  # brings Triton, which only a machine with a GPU need have
-
-                _fused.step(works, amp)
+    def _step(self, group: Group, works: list[Work], amp: Amp, device: str) -> None:
+        if is_fused(group, device):
+            if device == "cpu" and self._compiled.step(works, amp):
                 return
-            if self._compiled.step(works, amp):
+            if device != "cpu" and (kernels := triton_path()) is not None:
+                kernels.step(works, amp)
                 return
         if group["foreach"] is False:
             for work in works:
                 _phases.update(work, amp)
         else:
-            _eager.step(works, amp, self._squares)
+            _eager.step(works, amp)
 
-    def forget(self, p: Tensor) -> None:
-        """Forget what is remembered of a parameter."""
-        self._compiled.forget(p)
+
+def is_fused(group: Group, device: str) -> bool:
+    """Whether parameters of a group on that kind of device are stepped by fused kernels."""
+    by_default = device == "cuda" and group["foreach"] is None
+    return device in FUSED and bool(by_default if group["fused"] is None else group["fused"])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafactor_spec import Numbers, Recipe, replace, rounding_key
+from adafactor_spec import PER_NAME, Numbers, Recipe, dtypes, replace, rounding_key
 from adafactor_spec.errors import refusal
 
 from ._groups import (
@@ -34,7 +34,9 @@ class Settings:
 
     def __init__(self) -> None:
         self._known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
+        self._forms: dict[tuple[Any, ...], tuple[Recipe, Recipe]] = {}
         self._places: dict[Tensor, tuple[int, int, int]] = {}
+        self._counts: list[int] = []  # of parameters in the groups when the places were taken
         # With what the key names by its address, so that nothing else comes to be there.
         self._numbers: dict[tuple[int, Any, int], tuple[Recipe, Any, Numbers]] = {}
 
@@ -45,9 +47,9 @@ class Settings:
             ValueError: it is not one of theirs.
         """
         number, place, position = self._places.get(p, (0, -1, 0))
-        of_group = groups[min(number, len(groups) - 1)]["params"]
-        if not 0 <= place < len(of_group) or of_group[place] is not p:
-            self._places, position = {}, 0
+        counts = [len(group["params"]) for group in groups]
+        if counts != self._counts or place < 0 or groups[number]["params"][place] is not p:
+            self._places, self._counts, position = {}, counts, 0
             for number, group in enumerate(groups):
                 for place, known in enumerate(group["params"]):
                     self._places[known] = number, place, position
@@ -74,6 +76,10 @@ class Settings:
             if of_form is form and of_rounding == rounding and setting.is_of(p):
                 return setting
         own = form.for_name(name)
+        # One object for all names with the same values, by which parameters of one kind are known.
+        values = (getattr(own, field) for field in PER_NAME)
+        key = id(form), *(id(value) if callable(value) else value for value in values)
+        own = self._forms.setdefault(key, (form, own))[1]
         setting = Setting(own, plan_of(own, name, p), FLOATS[p.dtype], rounding)
         self._known[p] = (form, rounding, setting)
         return setting
@@ -123,6 +129,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
     lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
     for p, grad, setting, index in ready:
         state, now, key, counter = states.get(p, _NOTHING), _LATER, 0, None
+        _check_places(p, state)
         there = counts_on_device(group, p)
         if not there:
             counter = counter_of(state)
@@ -193,7 +200,7 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
 
 
 def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
-    if grad.layout == torch.strided and grad.shape == p.shape and not grad.is_complex():
+    if grad.layout == torch.strided and grad.shape == p.shape and grad.dtype in FLOATS and grad.device == p.device:
         return
     who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
     if grad.layout != torch.strided:
@@ -201,4 +208,17 @@ def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
         raise RuntimeError(f"Adafactor does not support sparse gradients, and {who} is {grad.layout}. {remedy}")
     if grad.is_complex():
         raise RuntimeError(f"Adafactor does not support complex gradients, and {who} is {grad.dtype}.")
+    if grad.dtype not in FLOATS:
+        raise refusal(f"dtype of {who}", "one of " + ", ".join(dtypes.NAMES), str(grad.dtype))
+    if grad.device != p.device:
+        raise refusal(f"device of {who}", str(p.device), str(grad.device))
     raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
+
+
+def _check_places(p: Tensor, state: State) -> None:
+    # A kernel reads what stands at an address, so an address of another device must not get there.
+    for entry, x in state.items():
+        if entry != "step" and x.device != p.device:
+            remedy = "Move the state with the parameter: optimizer.load_state_dict(optimizer.state_dict()) does it."
+            who = f"device of the state {entry!r} of a parameter of shape {tuple(p.shape)}"
+            raise refusal(who, str(p.device), str(x.device), remedy)

@@ -194,11 +194,10 @@ def test_without_a_compiler_fused_steps_eagerly_and_says_so(monkeypatch: pytest.
     assert snapshot(fused)[:2] == eager[:2]
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled"])
-def test_a_write_that_torch_does_not_see_is_noticed_once(kind: str) -> None:
-    """The step after an unseen write uses the RMS(p) that it has carried, warns, and carries none any more."""
+def test_a_write_that_torch_does_not_see_is_noticed_once() -> None:
+    """The compiled step after an unseen write uses the RMS(p) that it has carried, warns, and carries none any more."""
     p = torch.nn.Parameter(torch.ones(300, 200))
-    optimizer = Adafactor([p], **PATHS[kind])
+    optimizer = Adafactor([p], fused=True)
     moved = []
     for t in range(5):
         if t in (2, 3):
@@ -209,9 +208,54 @@ def test_a_write_that_torch_does_not_see_is_noticed_once(kind: str) -> None:
         p.grad = torch.ones_like(p)
         before = p.detach().clone()
         if t == 2:
-            with pytest.warns(UserWarning, match=r"shape \(300, 200\) was written through \.data"):
+            with pytest.warns(UserWarning, match=r"was written through \.data"):
                 optimizer.step()
         else:
             optimizer.step()
         moved.append(float((before - p.detach()).mean() / before.mean()))
     assert moved == pytest.approx([1e-2, 1e-2, 2.5e-3, 1e-2, 1e-2], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
+def test_a_nan_or_another_number_of_threads_is_no_write(kind: str) -> None:
+    before = torch.get_num_threads()
+    p = torch.nn.Parameter(torch.ones(300, 400))
+    optimizer = Adafactor([p, bad := torch.nn.Parameter(torch.ones(4, 3))], **PATHS[kind])
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            p.grad, bad.grad = torch.ones_like(p), torch.full_like(bad, float("nan"))
+            optimizer.step()  # warnings are errors here
+    finally:
+        torch.set_num_threads(before)
+    assert torch.isfinite(p).all() and torch.isnan(bad).all()
+
+
+@pytest.mark.parametrize("path", [PLAIN, {}, {"fused": True}], ids=["plain", "eager", "compiled"])
+def test_what_a_kernel_could_not_read_is_refused_and_nothing_has_changed(path: dict[str, Any]) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = Adafactor([p], **path)
+    p.grad = torch.ones(4, 3)
+    optimizer.step()
+    before = snapshot(optimizer)
+    kept = optimizer.state[p]["v_row"]
+    optimizer.state[p]["v_row"] = kept.to("meta")
+    with pytest.raises(ValueError, match=r"^device of the state 'v_row' .* must be 'cpu', got 'meta'"):
+        optimizer.step()
+    optimizer.state[p]["v_row"] = kept
+    if hasattr(p, "grad_dtype"):
+        p.grad_dtype = None
+        p.grad = torch.ones(4, 3, dtype=torch.int32)
+        with pytest.raises(
+            ValueError, match=r"^dtype of the gradient .* must be one of float64, .*, got 'torch.int32'"
+        ):
+            optimizer.step()
+    assert snapshot(optimizer) == before
+
+
+@pytest.mark.parametrize("kind", ["negated", "expanded"])
+def test_a_parameter_whose_memory_is_not_its_own_is_refused(kind: str) -> None:
+    negated = torch.complex(torch.zeros(4), -torch.ones(4)).conj().imag
+    x = negated if kind == "negated" else torch.ones(1, 1).expand(4, 4)
+    with pytest.raises(ValueError, match=r"^memory of the parameter of shape .* must be one number for each element"):
+        Adafactor([torch.nn.Parameter(x)])

@@ -26,9 +26,9 @@ def library() -> ctypes.CDLL | None:
     source = importlib.resources.files(__name__)
     texts = {name: source.joinpath(name).read_text() for name in _SOURCES}
     try:
-        # "native" is another processor on another machine that shares the cache.
-        asked = [compiler, "-march=native", "-Q", "--help=target"]
-        target = subprocess.run(asked, capture_output=True, text=True, check=False).stdout or platform.processor()
+        # Another machine that shares the cache may have another processor: the compiler says what "native" is.
+        asked = [compiler, "-march=native", "-E", "-v", "-x", "c++", os.devnull]
+        target = subprocess.run(asked, capture_output=True, text=True, check=True).stderr + platform.platform()
         key = hashlib.sha256("\0".join([*texts.values(), *_FLAGS, compiler, target]).encode()).hexdigest()[:16]
         path = _cache() / f"step-{key}.so"
         if not path.exists():
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    loaded.adafactor_room.restype = ctypes.c_int64
+    loaded.adafactor_task.restype = loaded.adafactor_room.restype = ctypes.c_int64
     loaded.adafactor_step.restype = None
     return loaded
 

@@ -37,7 +37,8 @@ template <typename K> void step(const K& of, double* room) {
     p_squares[i] = sum.after;
   });
   for (int64_t b = 0; b < of.B; ++b) {
-    if (k.known && of.total(u_squares, b) != k.squares[b]) *k.surprised = 1;
+    const double before = of.total(u_squares, b), both_nan = before != before && k.squares[b] != k.squares[b];
+    if (k.known && before != k.squares[b] && !both_nan) *k.surprised = 1;
     k.squares[b] = of.total(p_squares, b);
   }
 }
@@ -62,6 +63,9 @@ void run(const Task& k, int threads, double* room) {
 bool small(const Task& k) { return k.size[0] * k.size[1] * k.size[2] * k.size[3] <= UNIT; }
 
 }  // namespace
+
+// Bytes of a task, which whoever writes a table must agree on.
+extern "C" int64_t adafactor_task() { return sizeof(Task); }
 
 // Bytes that `adafactor_step` needs to work in: the column sums of the largest split parameter.
 extern "C" int64_t adafactor_room(const Task* tasks, int64_t count) {
