@@ -73,9 +73,9 @@ class Part:
         }
         seen = {name: self._seen(view) for name, view in self._views.items()}
         self.p, self.g, self.state = seen.pop("p"), self._seen(view_of(work.grad, plan)), seen
-        axes = (((1,), (2,)) if self.across else ((2,), (3,))) if plan.factored else ((), ())
+        rows, cols = (((1,), (2,)) if self.across else ((2,), (3,))) if plan.factored else ((), ())
         setting = work.setting
-        self.setting = Setting(setting.recipe, Plan(self.sizes, *axes, (0,)), setting.dtype, setting.rounding)
+        self.setting = Setting(setting.recipe, Plan(self.sizes, rows, cols, (0,)), setting.dtype, setting.rounding)
         self._of_one = of_one or plan
 
     def _seen(self, view: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _indices(index: Tensor, device: torch.device) -> Tensor:
     """`elements_of` or a part of it, as int32."""
     if not index.is_meta:
         return index.to(device)
-    found = torch.full((1, 1, 1, 1), index.storage_offset(), device=device)
+    found = torch.full((1, 1, 1, 1), int(index.storage_offset()), device=device)
     for axis, (count, stride) in enumerate(zip(index.shape, index.stride(), strict=True)):
         along = torch.arange(count, device=device) * stride
         found = found + along.view([-1 if axis == other else 1 for other in range(4)])

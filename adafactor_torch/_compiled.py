@@ -24,10 +24,14 @@ from ._phases import Amp, Work
 _WORD = "i8"
 _ARRAY = np.dtype([("data", _WORD), ("dtype", _WORD), ("stride", _WORD, 4)])
 _ARRAYS = ("p", "g", "v_row", "v_col", "v", "v_max", "m", "compensation", "element")
-_FLAGS = ("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momentum_rounding", "scales", "decay")
-_FLAGS += ("decay_first", "maximize", "rounding", "key")
-_NUMBERS = ("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay")
-_NUMBERS += ("eps1", "eps2", "largest", "threshold", "unscale")
+_FLAGS = (
+    *("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momentum_rounding", "scales", "decay"),
+    *("decay_first", "maximize", "rounding", "key"),
+)
+_NUMBERS = (
+    *("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay"),
+    *("eps1", "eps2", "largest", "threshold", "unscale"),
+)
 # `struct Task` of task.h.
 _TASK = np.dtype(
     [("size", _WORD, 4)]

@@ -157,7 +157,8 @@ def update(work: Work, amp: Amp = NO_AMP) -> None:
         g = g + work.now.weight_decay * wide
     means, p_rms = statistics(wide, g, setting)
     u, kept = norm(g, means, state, setting, work.now)
-    clipped = kernels.clip(u, setting.recipe.clipping_threshold, setting.plan.rms_axes) if setting.clips else u
+    threshold = setting.recipe.clipping_threshold
+    clipped = u if threshold is None else kernels.clip(u, threshold, setting.plan.rms_axes)
     new, moved = apply(wide, clipped, p_rms, state, setting, work.now)
     kept |= moved | rounded(new, setting, work.key)
     if work.telemetry is not None:

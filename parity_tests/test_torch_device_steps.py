@@ -44,10 +44,10 @@ def _count_here(patch: pytest.MonkeyPatch) -> None:
 @given(recipe=any_recipe(), problem=problems(), nonfinite=st.sampled_from(["propagate", "skip"]))
 def test_any_recipe_steps_as_from_the_host(path: str, recipe: Recipe, problem: Any, nonfinite: str) -> None:
     params, grads = problem
-    host = run(params, grads, torch.float64, recipe, **PLAIN)
+    host = run((params, grads), torch.float64, recipe, **PLAIN)
     with pytest.MonkeyPatch.context() as patch:
         _count_here(patch)
-        there = run(params, grads, torch.float64, recipe, capturable=True, nonfinite=nonfinite, **PATHS[path])
+        there = run((params, grads), torch.float64, recipe, capturable=True, nonfinite=nonfinite, **PATHS[path])
     assert_same(host, there, FLOAT64)
 
 
