@@ -1,4 +1,4 @@
-"""How the fused kernels see a parameter: [batch, lead, rows, columns], whatever its plan and its layout in memory.
+"""How all paths but the plain one see a parameter: [batch, lead, rows, columns], whatever its plan and its memory.
 
 RMS(p) and RMS(u) are of a batch index, the factors of a (batch, lead) matrix. A V that is kept whole has rows and
 columns, too: they are only the order in which its elements are visited.

@@ -115,7 +115,7 @@ def offset(row, tensor: tl.constexpr, b, lead, r, c):
 
 @triton.jit
 def within(row, tensor: tl.constexpr, b, lead, r, c, o: tl.constexpr):
-    # `_offset` in a tensor of full size, with what the compiler needs to know for wide loads.
+    # The same in a tensor of full size, with what the compiler needs to know for wide loads.
     over_rows, over_cols = tl.load(row + tensor + 3), tl.load(row + tensor + 4)
     over_batch, over_lead = tl.load(row + tensor + 1), tl.load(row + tensor + 2)
     if o.aligned:

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from adafactor_spec import FIELDS, Recipe, factoring, recipes, replace
-from adafactor_torch import Adafactor
+from adafactor_torch import Adafactor, _eager
 
 from . import torch_draws as draws
 from .random_recipes import any_recipe
@@ -29,7 +29,7 @@ from .torch_machine import GroupTwin, Twin, all_twins, check
 from .torch_runs import frozen, snapshot, through_disk
 
 # The optimizer's own keywords for each way in which it can compute a step: all of them do the same.
-PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "compiled": {"fused": True}}
+PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "blocks": {}, "compiled": {"fused": True}}
 
 EXPLORES = not settings().derandomize
 FUZZ = settings(
@@ -311,7 +311,10 @@ REACHED = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_random_interleavings(path: str, tmp_path: Path) -> None:
+def test_random_interleavings(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "blocks":  # else all of these tensors are stacked
+        monkeypatch.setattr(_eager, "SMALL", 10)
+        monkeypatch.setattr(_eager, "BLOCK", 50)
     reached: set[str] = set()
     start: Any = lambda: Machine(PATHS[path], tmp_path, reached)  # noqa: E731 (hypothesis asks for a class)
     run_state_machine_as_test(start, settings=FUZZ)
