@@ -74,7 +74,7 @@ def assert_numbers(recipe: Recipe) -> None:
                 )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=map(str, range(len(SCHEDULES))))
 def test_every_schedule_gives_the_hosts_numbers(schedule: Any) -> None:
     fields: dict[str, Any] = {"weight_decay": schedule, "weight_decay_by": "lr"}
     assert_numbers(Recipe(lr=schedule, relative_step=False, **fields))
