@@ -93,12 +93,16 @@ class JaxRunner:
 
 
 class TorchRunner:
-    """`adafactor_torch.Adafactor` over named parameters."""
+    """`adafactor_torch.Adafactor` over named parameters; with `plain` in the path that its kernels make up."""
 
-    def __init__(self, recipe: Recipe, params: Arrays, dtype: str, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, params: Arrays, dtype: str, device: torch.device, *, plain: bool = False
+    ) -> None:
         self._dtype, self._device = getattr(torch, dtype), device
         self._params = {name: torch.nn.Parameter(self._tensor(value)) for name, value in params.items()}
-        self._optimizer = adafactor_torch.Adafactor(self._params.items(), recipe=recipe)
+        self._optimizer = adafactor_torch.Adafactor(
+            self._params.items(), recipe=recipe, foreach=False if plain else None
+        )
 
     def step(self, grads: Arrays) -> None:
         """One update of every parameter."""

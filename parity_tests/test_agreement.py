@@ -14,14 +14,19 @@ from parity_tests.random_recipes import any_recipe, problems
 EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-def deviations(recipe: Recipe, problem: Any, dtype: str) -> tuple[dict[str, tuple[float, float]], Budget]:
-    """For each pair the worst deviation, relative to the tensor's largest element and in ulp there; and the budget."""
+def deviations(
+    recipe: Recipe, problem: Any, dtype: str, *, plain: bool = False
+) -> tuple[dict[str, tuple[float, float]], Budget]:
+    """For each pair the worst deviation, relative to the tensor's largest element and in ulp there; and the budget.
+
+    `plain` takes torch's plain path, which is made of the kernels.
+    """
     params, grads = problem
     runners: dict[str, Any] = {
         "oracle": OracleRunner(recipe, params, dtype),
         "yardstick": OracleRunner(recipe, params, dtype, compute=np.float64 if dtype == "float64" else np.float32),
         "jax": JaxRunner(recipe, params, dtype, jax.devices("cpu")[0]),
-        "torch": TorchRunner(recipe, params, dtype, torch.device("cpu")),
+        "torch": TorchRunner(recipe, params, dtype, torch.device("cpu"), plain=plain),
     }
     largest = {name: float(np.max(np.abs(p), initial=0.0)) for name, p in params.items()}
     pairs = [("yardstick", "oracle"), ("jax", "oracle"), ("torch", "oracle"), ("jax", "torch")]
