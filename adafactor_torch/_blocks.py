@@ -9,7 +9,7 @@ from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
 from . import _phases as phases
-from ._canonical import canonical, elements_of, from_view, view_of
+from ._canonical import canonical, elements_of, from_view, reduced_axes, view_of
 from ._phases import Amp, Setting, Work
 
 OWN = (1, 2, 3)  # the axes of one batch index
@@ -67,9 +67,8 @@ class Part:
         self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
         self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
         self.cut = Cut(self.sizes, size, plan.factored, self.across)
-        self._reduced = {"v_row": plan.cols, "v_col": plan.rows}
         self._views = {"p": view_of(work.p, plan)} | {
-            name: view_of(x, plan, self._reduced.get(name, ())) for name, x in work.state.items() if name != "step"
+            name: view_of(x, plan, reduced_axes(name, plan)) for name, x in work.state.items() if name != "step"
         }
         seen = {name: self._seen(view) for name, view in self._views.items()}
         self.p, self.g, self.state = seen.pop("p"), self._seen(view_of(work.grad, plan)), seen
@@ -90,7 +89,7 @@ class Part:
         for name, view in self._views.items():
             x = self.work.p if name == "p" else self.work.state[name]
             if view.data_ptr() != x.data_ptr():
-                x.copy_(from_view(view, self.plan, tuple(x.shape), self._reduced.get(name, ())))
+                x.copy_(from_view(view, self.plan, tuple(x.shape), reduced_axes(name, self.plan)))
 
     def states(self) -> list[dict[str, Tensor]]:
         """The state of each block; R and C, which blocks share, are not in it."""

@@ -60,6 +60,16 @@ def from_view(view: Tensor, plan: Plan, shape: Shape, reduced: Shape = ()) -> Te
     return view.reshape(sizes).permute([order.index(axis) for axis in range(len(order))]).reshape(shape)
 
 
+def reduced_axes(entry: str, plan: Plan) -> Shape:
+    """The axes that a parameter's tensor of that name has at size 1."""
+    return {"v_row": plan.cols, "v_col": plan.rows}.get(entry, ())
+
+
+def strides_of(view: Tensor) -> list[int]:
+    """The strides of a canonical view, 0 along an axis on which it has one value for all."""
+    return [stride if size > 1 else 0 for size, stride in zip(view.shape, view.stride(), strict=True)]
+
+
 def elements_of(plan: Plan) -> Tensor:
     """The indices of the elements in C order, modulo 2^32, as [batch, lead, rows, columns].
 

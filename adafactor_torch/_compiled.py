@@ -18,7 +18,7 @@ from torch import Tensor
 from adafactor_spec import dtypes
 
 from . import _native
-from ._canonical import canonical, elements_of, from_view, view_of
+from ._canonical import canonical, elements_of, from_view, reduced_axes, strides_of, view_of
 from ._phases import Amp, Work
 
 _WORD = "i8"
@@ -128,7 +128,7 @@ class _Row:
         record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()
         for name, x in {"p": work.p.detach(), **work.state}.items():
             if name != "step":
-                reduced = {"v_row": plan.cols, "v_col": plan.rows}.get(name, ())
+                reduced = reduced_axes(name, plan)
                 view = view_of(x, plan, reduced)
                 record[name] = _described(view)
                 if view.data_ptr() != x.data_ptr():
@@ -172,8 +172,7 @@ def _where(work: Work) -> tuple[Any, ...]:
 
 
 def _described(view: Tensor) -> tuple[int, int, list[int]]:
-    strides = [stride if size > 1 else 0 for stride, size in zip(view.stride(), view.shape, strict=True)]
-    return (0, 0, strides) if view.is_meta else (view.data_ptr(), _CODES[view.dtype], strides)
+    return (0, 0, strides_of(view)) if view.is_meta else (view.data_ptr(), _CODES[view.dtype], strides_of(view))
 
 
 def _write_flags(record: Any, work: Work) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from adafactor_spec.factoring import Plan, Shape
 
 from . import _triton_tiles as tiles
-from ._canonical import canonical, view_of
+from ._canonical import canonical, elements_of, reduced_axes, strides_of, view_of
 from ._groups import FLOATS
 from ._phases import Amp, Work
 
@@ -110,28 +109,20 @@ def entry(work: Work, amp: Amp) -> Entry:
     places: dict[int, list[int]] = {}
     scratch, kept = [], []
     for name, x in tensors.items():
-        view, reduced = view_of(x, plan, _reduced(name, plan)), _reduced(name, plan)
+        reduced = reduced_axes(name, plan)
+        view = view_of(x, plan, reduced)
         if view.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
             view = view.contiguous()
             seen = tuple(1 if axis in reduced else size for axis, size in enumerate(plan.matrix_shape))
             scratch.append(Scratch(name, view, plan, seen))
-        places[PLACES[name]] = [view.data_ptr(), *_strides(view)]
+        places[PLACES[name]] = [view.data_ptr(), *strides_of(view)]
     if work.setting.stochastic:
-        index = element_indices(plan, work.p.device)
-        places[tiles.ELEMENTS.value] = [index.data_ptr(), *_strides(index)]
-        kept = [index] if index.device.type != "meta" else []
+        index = elements_of(plan)
+        index = index if index.is_meta else index.contiguous().to(work.p.device)
+        places[tiles.ELEMENTS.value] = [index.data_ptr(), *strides_of(index)]
+        kept = [] if index.is_meta else [index]
     options = _options(work, amp, indexed=bool(kept), **_layout(places, sizes), **_tile(sizes))
     return Entry(options, sizes, places, _floats(work, sizes), scratch, kept)
-
-
-def element_indices(plan: Plan, device: torch.device) -> Tensor:
-    """The C-order indices of a parameter's elements, canonically: without memory where strides say it all."""
-    straight = torch.empty(plan.shape, device="meta")
-    view = view_of(straight, plan)
-    if view is straight or view._base is straight:
-        return view
-    indices = torch.arange(math.prod(plan.shape), device=device).to(torch.int32).reshape(plan.shape)
-    return view_of(indices, plan).contiguous()
 
 
 def _options(work: Work, amp: Amp, **layout: Any) -> tiles.Options:
@@ -216,14 +207,6 @@ def _side(length: int, most: int) -> int:
     while side < min(length, most):
         side *= 4
     return side
-
-
-def _strides(view: Tensor) -> list[int]:
-    return [stride if size > 1 else 0 for size, stride in zip(view.shape, view.stride(), strict=True)]
-
-
-def _reduced(name: str, plan: Plan) -> Shape:
-    return {"v_row": plan.cols, "v_col": plan.rows}.get(name, ())
 
 
 def _blocks(length: int, block: int) -> int:
