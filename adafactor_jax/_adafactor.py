@@ -1,17 +1,20 @@
 """The optimizer: a recipe as a chain of pieces."""
 
+import math
 from typing import Any, Literal
 
 import optax
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
-from adafactor_spec.errors import refuse_unknown_keywords
+from adafactor_spec.errors import check_flag, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
 
 from . import _pieces as pieces
 from ._moments import momentum, scale_by_factored_rms
-from ._standalone import counted, rounded_once
+from ._optimizer import optimizer
+from ._rounding import Rounding
+from ._step import Piece
 
 _REMEDIES = {
     **{name: remedy.replace("Use lr", "Use learning_rate") for name, remedy in REMEDIES.items()},
@@ -26,6 +29,9 @@ def adafactor(
     *,
     recipe: str | Recipe = "paper",
     weight_decay_mask: Any = None,
+    rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+    seed: int | None = None,
+    telemetry: bool = False,
     relative_step: bool = AS_THE_RECIPE_SAYS,
     multiply_by_parameter_scale: bool | per_name = AS_THE_RECIPE_SAYS,
     eps2: float = AS_THE_RECIPE_SAYS,
@@ -55,6 +61,11 @@ def adafactor(
             which calls every callable argument with a count from 0, put schedules into the recipe.
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
         weight_decay_mask: the parameters that decay: a tree of bools, a prefix of one, or a function of the parameters.
+        rounding: how the new value of a 16-bit parameter is rounded: to "nearest"; "stochastic", to one of its two
+            neighbours, the nearer the likelier, by the bits that torch's optimizer and the oracle take for a parameter
+            at the same position; "kahan", to nearest, and what that cuts off is kept in bfloat16 for the next step.
+        seed: of those bits, from 0 to 2^32 - 1. None is 0, and no hyperparameter for `optax.inject_hyperparams`.
+        telemetry: whether the state has `telemetry`: `step_size`, `update_rms`, `clip_factor`, `parameter_rms`.
         relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
             amsgrad, clipping_threshold, beta1, momentum_of, debias, momentum_dtype, momentum_rounding, weight_decay,
             weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
@@ -63,8 +74,8 @@ def adafactor(
     Returns:
         A transformation whose `update` needs the parameters. Its state has one `count` of finished steps (int32) and,
         as trees like the parameters with None where a parameter has no such thing, `v_row`, `v_col`, `v`, `v_max`, `m`.
-        For 16-bit gradients and parameters it must be the last of a chain: what comes out is then the difference to
-        the weight that `optax.apply_updates` shall land on, rounded once, and 0 where that is the old weight.
+        For 16-bit parameters it must be the last of a chain: what comes out is then the difference to the weight that
+        `optax.apply_updates` shall land on, rounded once, and 0 where that is the old weight.
 
     Raises:
         ValueError: a value is out of range, or two contradict each other; the message names the remedy.
@@ -106,11 +117,14 @@ def adafactor(
     if "lr" in fields or base.lr is None:
         must_be_given = "This recipe has no default: give one."
         check_schedule("learning_rate", fields.get("lr"), at_least=0, remedy=must_be_given)
-    chain = optax.chain(*chain_of(replace(base, **fields), weight_decay_mask))
-    return counted(chain, rounded_once)
+    check_flag("telemetry", telemetry)
+    chosen = replace(base, **fields)
+    chain = optax.chain(*chain_of(chosen, weight_decay_mask, telemetry=telemetry))
+    scales = chosen.multiply_by_parameter_scale is not False
+    return optimizer(chain, chosen.factoring, Rounding(rounding, 0 if seed is None else seed), telemetry, scales)
 
 
-def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformationExtraArgs]:
+def chain_of(recipe: Recipe, mask: Any = None, *, telemetry: bool = False) -> list[Piece]:
     """The pieces of a recipe in the order of a step, each with its reason."""
     r = recipe
     average = momentum(
@@ -140,8 +154,9 @@ def chain_of(recipe: Recipe, mask: Any = None) -> list[optax.GradientTransformat
         )
     )
     # ... and the third, apply, is all that follows.
-    if r.clipping_threshold is not None:  # section 6: a stale second moment makes an update too large
-        tx.append(pieces.clip_by_block_rms(r.clipping_threshold, factoring=r.factoring))
+    if r.clipping_threshold is not None or telemetry:  # section 6: a stale second moment makes an update too large
+        threshold = math.inf if r.clipping_threshold is None else r.clipping_threshold
+        tx.append(pieces.clip_by_block_rms(threshold, factoring=r.factoring))
     if averages == "update":
         tx.append(average)
     if scales:  # section 8: steps relative to the size of the parameter

@@ -19,6 +19,7 @@ GradientTransformation = optax.GradientTransformationExtraArgs
 class Leaf(NamedTuple):
     """What is static about one parameter."""
 
+    position: int  # in the tree
     name: str  # its path, "encoder/0/kernel"
     shape: tuple[int, ...]
     dtype: str
@@ -35,16 +36,29 @@ class Leaf(NamedTuple):
 
 def leaves_of(params: Tree) -> tuple[list[Leaf], list[Any], Any]:
     """(static part, value) of every leaf, and the structure of the tree."""
-    with_path, structure = jax.tree_util.tree_flatten_with_path(params)
+    values, structure = jax.tree.flatten(params)
     leaves = []
-    for path, value in with_path:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for position, (name, value) in enumerate(zip(names_of(params), values, strict=True)):
         dtype = jnp.result_type(value)
         if dtype.name not in dtypes.NAMES:
             remedy = "Give such a parameter to optax.masked or optax.partition."
             raise refusal(f"dtype of parameter {name!r}", "one of " + ", ".join(dtypes.NAMES), dtype.name, remedy)
-        leaves.append(Leaf(name, tuple(jnp.shape(value)), dtype.name))
-    return leaves, [jnp.asarray(value) if isinstance(value, float) else value for _, value in with_path], structure
+        leaves.append(Leaf(position, name, tuple(jnp.shape(value)), dtype.name))
+    return leaves, [jnp.asarray(value) if isinstance(value, float) else value for value in values], structure
+
+
+def names_of(params: Tree) -> list[str]:
+    """The name of every leaf, its path. flax's boxes are no part of it: NNX puts them around the parameters that
+    `init` sees and takes them off for `update`, and a name must be the same in both."""
+    with_path, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), value) for path, value in with_path]
+    return [name for name, value in named for _ in jax.tree.leaves(value)]
+
+
+def _is_box(value: Any) -> bool:
+    """Whether this is NNX's Variable or linen's AxisMetadata, known by name so that flax need not be there."""
+    boxes = ("flax.nnx.variablelib.Variable", "flax.core.meta.AxisMetadata")
+    return any(f"{base.__module__}.{base.__qualname__}" in boxes for base in type(value).__mro__)
 
 
 def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
@@ -62,11 +76,11 @@ def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
     return values
 
 
-def masks_of(mask: Mask, params: Tree, structure: Any) -> list[bool]:
+def masks_of(mask: Mask, params: Tree) -> list[bool]:
     """optax's mask (a tree of bools or a prefix of one, or a function of the parameters) for every leaf."""
     tree = mask(params) if callable(mask) else True if mask is None else mask
     spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
-    values: list[bool] = structure.flatten_up_to(spread)
+    values: list[bool] = structure_of(params).flatten_up_to(spread)
     for value in values:
         check_flag("weight_decay_mask", value)
     return values
@@ -84,15 +98,20 @@ def zeros(shape: tuple[int, ...] | None, dtype: str) -> jax.Array | None:
     return None if shape is None else jnp.zeros(shape, dtype)
 
 
+def structure_of(tree: Tree) -> Any:
+    """The tree without its leaves."""
+    return jax.tree.structure(tree)
+
+
 def tree_of(structure: Any, values: list[Any]) -> Tree:
     """The tree with these leaves."""
     return jax.tree.unflatten(structure, values)
 
 
-def columns(width: int, one: Callable[..., tuple[Any, ...]], structure: Any, *arguments: Iterable[Any]) -> list[Tree]:
-    """The `width` trees of what `one` returns for every leaf: a list of tuples, turned."""
+def columns(width: int, one: Callable[..., tuple[Any, ...]], *arguments: Iterable[Any]) -> list[list[Any]]:
+    """The `width` columns of what `one` returns for every leaf: a list of tuples, turned."""
     rows = [one(*row) for row in zip(*arguments, strict=True)]
-    return [tree_of(structure, [row[column] for row in rows]) for column in range(width)]
+    return [[row[column] for row in rows] for column in range(width)]
 
 
 def number(value: Any, dtype: str) -> jax.Array:

@@ -1,7 +1,4 @@
-"""The pieces that keep moments: the factored second one, and the first.
-
-As in `_pieces.py`, a piece is told the step: its `update` takes `t` (1 at the first update) among its extra arguments.
-"""
+"""The pieces that keep moments: the factored second one, and the first."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +13,9 @@ from adafactor_spec.factoring import Plan, Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _kernels as kernels
-from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, number, tree_of, updates_of, zeros
+from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of, zeros
+from ._recomputed import Recomputed
+from ._step import Part, Piece, Step, Updates, as_piece
 
 
 class FactoredState(NamedTuple):
@@ -52,7 +51,7 @@ def scale_by_factored_rms(
     amsgrad: bool = False,
     state_dtype: str | None = None,
     numerator: optax.GradientTransformation | None = None,
-) -> GradientTransformation:
+) -> Piece:
     """Divide by the root of a factored second moment: u = x / sqrt(V), V = R C / mean(R).
 
     Args:
@@ -71,9 +70,8 @@ def scale_by_factored_rms(
     """
 
     fields: dict[str, Any] = {"eps1": eps1, "eps1_mode": eps1_mode, "amsgrad": amsgrad, "state_dtype": state_dtype}
-    if numerator is not None:
-        numerator = optax.with_extra_args_support(numerator)
     recipe = Recipe(beta2=beta2, factoring=factoring, **fields)  # refuses what is out of range
+    averaged = None if numerator is None else as_piece(numerator)
 
     def stored(leaf: Leaf) -> str:
         return recipe.state_dtype_for(leaf.dtype)
@@ -89,46 +87,65 @@ def scale_by_factored_rms(
             v_col=tree(lambda plan: plan.col_shape if plan.factored else None),
             v=tree(lambda plan: None if plan.factored else plan.matrix_shape),
             v_max=tree(lambda plan: plan.matrix_shape if amsgrad else None),
-            numerator=None if numerator is None else numerator.init(params),
+            numerator=None if averaged is None else averaged.init(params),
         )
 
-    def update(updates: Tree, state: FactoredState, params: Tree, *, t: jax.Array, **extra: Any) -> Any:
-        leaves, _, structure = leaves_of(params)
-        made, numerator_state = updates, state.numerator
-        if numerator is not None:
-            made, numerator_state = numerator.update(updates, state.numerator, params, t=t, **extra)
-        now = _decay_at(beta2, t)
+    def statistics(leaf: Leaf, g: Recomputed | None, v_row: jax.Array | None, split: bool) -> list[Part]:
+        """The means that the moments average, and those of which mean(R) is the average, for it to cross devices with
+        them."""
+        if g is None:
+            return []
+        plan, eps = leaf.plan(factoring), recipe.eps1_for(leaf.dtype)
+        new = kernels.statistics(g, eps if eps1_mode == "add" else 0.0, plan)
+        parts = [Part(leaf, axes, x) for axes, x in zip((plan.cols, plan.rows), new, strict=False)]
+        if split and v_row is not None:
+            old = kernels.mean(v_row.astype(leaf.compute), plan.rows)
+            both = Part(leaf, (*plan.rows, *plan.cols), kernels.mean(new[0], plan.rows))
+            parts += [Part(leaf, plan.rows, old), both]
+        return parts
 
-        def one(leaf: Leaf, g: Any, x: Any, v_row: Any, v_col: Any, v: Any, v_max: Any) -> tuple[Any, ...]:
-            if g is None:
+    def update(updates: Updates, state: FactoredState, params: Tree, *, step: Step) -> Any:
+        made, numerator_state = updates, state.numerator
+        if averaged is not None:
+            made, numerator_state = averaged.update(updates, state.numerator, params, step=step)
+        structure, now = structure_of(params), _decay_at(beta2, step.t)
+        old = [structure.flatten_up_to(tree) for tree in state[:4]]
+
+        # Phase 1, statistics: means of g^2.
+        rows = zip(step.leaves, updates, old[0], strict=True)
+        new = step.means([statistics(*row, step.split) for row in rows])
+
+        def one(leaf: Leaf, x: Any, new: list[jax.Array], v_row: Any, v_col: Any, v: Any, v_max: Any) -> Any:
+            if x is None:
                 return None, v_row, v_col, v, v_max
             plan, (beta, complement, bias) = leaf.plan(factoring), now(leaf.compute)
             eps = recipe.eps1_for(leaf.dtype)
-            added, floor = (eps, None) if eps1_mode == "add" else (0.0, eps)
-
-            # Phase 1, statistics: means of g^2.
-            new = kernels.statistics(g, added, plan)
+            floor = None if eps1_mode == "add" else eps
 
             # Phase 2, norm: the second moment and the direction; what is stored is what is used.
-            old = (v_row, v_col) if plan.factored else (v,)
-            means = [kernels.ema(o.astype(g.dtype), n, beta, complement) for o, n in zip(old, new, strict=True)]
-            moments = tuple(kernels.round_to(moment, stored(leaf)) for moment in means)
-            roots, x = kernels.root_factors(moments, floor, plan), x.reshape(plan.matrix_shape)
-            if amsgrad:
-                largest = jnp.maximum(v_max.astype(g.dtype), kernels.second_moment(roots, floor))
-                largest = kernels.round_to(largest, stored(leaf))
-                u, v_max = kernels.precondition_amsgrad(x, largest, bias, eps), largest.astype(stored(leaf))
-            else:
-                u = kernels.precondition(x, roots, floor)
-            kept = tuple(moment.astype(stored(leaf)) for moment in moments)
-            return u.reshape(leaf.shape), *((*kept, None) if plan.factored else (None, None, *kept)), v_max
+            olds = [moment.astype(leaf.compute) for moment in ((v_row, v_col) if plan.factored else (v,))]
+            means = [kernels.ema(o, n, beta, complement) for o, n in zip(olds, new, strict=False)]
+            moments = [kernels.round_to(moment, stored(leaf)) for moment in means]
+            norm = kernels.ema(new[2], new[3], beta, complement) if len(new) > 2 else None
+            roots = _roots(tuple(moments), floor, plan, norm)
 
-        trees = (state.v_row, state.v_col, state.v, state.v_max)
-        given = (updates_of(tree, leaves, structure) for tree in (updates, made))
-        u, v_row, v_col, v, v_max = columns(5, one, structure, leaves, *given, *map(structure.flatten_up_to, trees))
+            x = x if plan.view is None else x.reshape(plan.view)
+            if amsgrad:
+                v = kernels.second_moment(tuple(root.value for root in roots), floor)
+                largest = kernels.round_to(jnp.maximum(v_max.astype(leaf.compute), v), stored(leaf))
+                v_max, debiased = largest.astype(stored(leaf)), Recomputed.of(largest)
+                u = x.through(lambda x: kernels.precondition_amsgrad(x, debiased.value, bias, eps))
+            else:
+                u = _direction(x, roots, floor)
+            kept = [moment.astype(stored(leaf)) for moment in moments]
+            u = u if plan.view is None else u.reshape(leaf.shape)
+            return u, *((*kept, None) if plan.factored else (None, None, *kept)), v_max
+
+        u, *moved = columns(5, one, step.leaves, made, new, *old)
+        v_row, v_col, v, v_max = (tree_of(structure, values) for values in moved)
         return u, FactoredState(v_row, v_col, v, v_max, numerator_state)
 
-    return GradientTransformation(init, update)
+    return Piece(init, update)
 
 
 def momentum(
@@ -138,7 +155,7 @@ def momentum(
     momentum_dtype: str | None = None,
     momentum_rounding: str = "store",
     state_dtype: str | None = None,
-) -> GradientTransformation:
+) -> Piece:
     """Average what comes in: m = beta1_t m + (1 - beta1_t) x.
 
     Args:
@@ -162,22 +179,41 @@ def momentum(
         leaves, _, structure = leaves_of(params)
         return MomentumState(tree_of(structure, [zeros(leaf.shape, stored(leaf)) for leaf in leaves]))
 
-    def update(updates: Tree, state: MomentumState, params: Tree, *, t: jax.Array, **extra: Any) -> Any:
-        leaves, _, structure = leaves_of(params)
-        now = _decay_at(beta1, t)
+    def update(updates: Updates, state: MomentumState, params: Tree, *, step: Step) -> Any:
+        structure, now = structure_of(params), _decay_at(beta1, step.t)
 
-        def one(leaf: Leaf, x: Any, m: jax.Array) -> tuple[Any, jax.Array]:
+        def one(leaf: Leaf, x: Recomputed | None, m: jax.Array) -> tuple[Any, jax.Array]:
             if x is None:
                 return None, m
             beta, complement, bias = now(leaf.compute)
-            used, kept = kernels.average(m.astype(x.dtype), x, beta, complement, momentum_rounding, stored(leaf))
-            return used / bias if debias else used, kept.astype(stored(leaf))
+            old = m.astype(leaf.compute)
+            used, kept = kernels.average(old, x.value, beta, complement, momentum_rounding, stored(leaf))
+            u = Recomputed.of(used)
+            return u.through(lambda x: x / bias) if debias else u, kept.astype(stored(leaf))
 
-        given = updates_of(updates, leaves, structure)
-        used, m = columns(2, one, structure, leaves, given, structure.flatten_up_to(state.m))
-        return used, MomentumState(m)
+        used, m = columns(2, one, step.leaves, updates, structure.flatten_up_to(state.m))
+        return used, MomentumState(tree_of(structure, m))
 
-    return GradientTransformation(init, update)
+    return Piece(init, update)
+
+
+def _roots(moments: tuple[jax.Array, ...], floor: float | None, plan: Plan, norm: jax.Array | None) -> list[Recomputed]:
+    """The factors of sqrt(V): of two, even what broadcasts them to x's shape would be written for two readers."""
+    if plan.factored:
+        return [Recomputed.of(root) for root in kernels.root_factors(moments, floor, plan, norm)]
+    whole = Recomputed.of(moments[0])
+    return [Recomputed(lambda scale: kernels.root_factors((whole.value,), floor, plan)[0] * scale, whole.shape)]
+
+
+def _direction(x: Recomputed, roots: list[Recomputed], floor: float | None) -> Recomputed:
+    """x / sqrt(V); what it is scaled by is divided out of the root instead, which costs nothing where that is a row."""
+
+    def read(scale: float) -> jax.Array:
+        first, *others = (root.value for root in reversed(roots))
+        scaled = (*others, first / scale)
+        return kernels.precondition(x.value, scaled, None if floor is None else floor / scale)
+
+    return Recomputed(read, x.shape)
 
 
 def _decay_at(beta: ScalarOrSchedule, t: jax.Array) -> Callable[[str], _Decay]:

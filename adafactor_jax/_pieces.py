@@ -1,11 +1,9 @@
 """The pieces without state of their own: clipping, step size, parameter scale, weight decay.
 
-Here and in `_moments.py` a piece is told the step: its `update` takes `t` (1 at the first update) among its extra
-arguments, and works on updates in the computing dtype. `_standalone.py` makes the public pieces of them, which count
-for themselves; the alias counts once.
+Here and in `_moments.py` a piece is given the `Step`, and updates that every reader computes anew. `_standalone.py`
+makes the public pieces of them, which count for themselves and take arrays; the alias counts once.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +13,15 @@ import optax
 from adafactor_spec import Recipe, factoring, per_name, schedules, values_of
 from adafactor_spec.errors import check_number
 from adafactor_spec.factoring import Rule, check_rule
-from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
+from adafactor_spec.schedules import ScalarOrSchedule, Schedule, as_schedule, check_schedule
 
 from . import _kernels as kernels
-from ._leaves import GradientTransformation, Leaf, Mask, Tree, leaves_of, masks_of, number, tree_of, updates_of
+from ._leaves import Leaf, Mask, Tree, masks_of, number
+from ._recomputed import Recomputed
+from ._step import Piece, Step, Updates
 
 
-def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.last_two) -> GradientTransformation:
+def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.last_two) -> Piece:
     """Clip by the RMS of each parameter: u / max(1, RMS(u) / threshold).
 
     Args:
@@ -33,15 +33,20 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
     check_number("threshold", threshold, above=0, infinite=True)
     check_rule("factoring", factoring)
 
-    def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
-        return kernels.clip(u, threshold, leaf.plan(factoring).rms_axes)
+    def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
+        rms = step.rms(updates, factoring)
+        step.telemetry["update_rms"] = rms
+        step.telemetry["clip_factor"] = [None if x is None else jnp.maximum(x / threshold, 1.0) for x in rms]
 
-    return _each(one)
+        def clipped(u: Recomputed, u_rms: jax.Array) -> Recomputed:
+            return u.through(lambda u: kernels.clip(u, u_rms, threshold))
+
+        return [None if u is None else clipped(u, x) for u, x in zip(updates, rms, strict=True)], state
+
+    return Piece(_stateless, update)
 
 
-def scale_by_step_size(
-    learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = False
-) -> GradientTransformation:
+def scale_by_step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step: bool = False) -> Piece:
     """Multiply by rho_t = lr_t, or min(lr_t, t^-1/2) for a relative step.
 
     Args:
@@ -54,10 +59,12 @@ def scale_by_step_size(
     check_schedule("learning_rate", learning_rate)
     rho = as_schedule(schedules.relative_step(learning_rate) if relative_step else learning_rate)
 
-    def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
-        return number(rho(t), leaf.compute) * u
+    def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
+        sizes = [number(rho(step.t), leaf.compute) for leaf in step.leaves]
+        step.telemetry.setdefault("step_size", sizes)
+        return _scaled(updates, sizes), state
 
-    return _each(one)
+    return Piece(_stateless, update)
 
 
 def scale_by_parameter_scale(
@@ -69,7 +76,7 @@ def scale_by_parameter_scale(
     factoring: Rule = factoring.last_two,
     decay: ScalarOrSchedule | per_name = 0.0,
     mask: Mask = None,
-) -> GradientTransformation:
+) -> Piece:
     """Multiply by alpha_t = step_t * clip(RMS(p), eps2, max_parameter_scale).
 
     Args:
@@ -94,11 +101,14 @@ def scale_by_parameter_scale(
     }
     recipe = Recipe(weight_decay=decay, **fields)  # refuses what is out of range
 
-    def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
-        own = recipe.for_name(leaf.name)
-        return _alpha(own, step, leaf, p, t, own.weight_decay if inside else 0.0) * u
+    rho = as_schedule(step)
 
-    return _each(one, mask)
+    def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
+        alphas = _alphas(recipe, rho, step, masks_of(mask, params))
+        step.telemetry.setdefault("step_size", alphas)
+        return _scaled(updates, alphas), state
+
+    return Piece(_stateless, update)
 
 
 def add_decayed_weights(
@@ -110,7 +120,7 @@ def add_decayed_weights(
     max_parameter_scale: float | None = None,
     factoring: Rule = factoring.last_two,
     mask: Mask = None,
-) -> GradientTransformation:
+) -> Piece:
     """Add c_t p, c_t = weight_decay_t * step_t, or times alpha_t = step_t * clip(RMS(p), eps2, max_parameter_scale).
 
     First in a chain it is L2 regularisation; after the step it is decoupled decay.
@@ -133,40 +143,47 @@ def add_decayed_weights(
     }
     recipe = Recipe(weight_decay=weight_decay, **fields)  # refuses what is out of range
 
-    def one(leaf: Leaf, u: jax.Array, p: jax.Array, t: jax.Array, inside: bool) -> jax.Array:
-        if not inside:
-            return u
-        own = recipe.for_name(leaf.name)
-        c: Any = own.weight_decay
-        times = _alpha(own, step, leaf, p, t)
-        return u + number(as_schedule(c)(t), leaf.compute) * times * p.astype(leaf.compute)
+    rho = as_schedule(step)
 
-    return _each(one, mask)
+    def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
+        times = _alphas(recipe, rho, step, [False] * len(step.leaves))
 
+        def decayed(leaf: Leaf, u: Recomputed | None, p: Recomputed, alpha: jax.Array, inside: bool) -> Any:
+            if u is None or not inside:
+                return u
+            c: Any = recipe.for_name(leaf.name).weight_decay
+            c = number(as_schedule(c)(step.t), leaf.compute) * alpha
+            return Recomputed(lambda scale: u.read(scale) + (c * scale) * p.value, u.shape)
 
-def _alpha(
-    recipe: Recipe, step: ScalarOrSchedule, leaf: Leaf, p: jax.Array, t: jax.Array, decay: Any = 0.0
-) -> jax.Array:
-    """alpha_t of one parameter: step_t, times the parameter's scale where its recipe says so."""
-    rho = number(as_schedule(step)(t), leaf.compute)
-    if not recipe.multiply_by_parameter_scale:
-        return rho
-    p_rms = kernels.rms(p.astype(leaf.compute), leaf.plan(recipe.factoring).rms_axes)
-    p_rms = p_rms * jnp.abs(1.0 - number(as_schedule(decay)(t), leaf.compute))
-    return rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
+        rows = zip(step.leaves, updates, step.params, times, masks_of(mask, params), strict=True)
+        return [decayed(*row) for row in rows], state
+
+    return Piece(_stateless, update)
 
 
-Each = Callable[[Leaf, jax.Array, jax.Array, jax.Array, bool], jax.Array]
+def _alphas(recipe: Recipe, rho: Schedule, step: Step, decays: list[bool]) -> list[jax.Array]:
+    """alpha_t of each parameter: rho_t, times the parameter's scale, of what a decay leaves of it, where its recipe
+    says so."""
+
+    def one(leaf: Leaf, p_rms: Any, inside: bool) -> jax.Array:
+        own, now = recipe.for_name(leaf.name), number(rho(step.t), leaf.compute)
+        if not own.multiply_by_parameter_scale:
+            return now
+        decay: Any = own.weight_decay if inside else 0.0
+        left = jnp.abs(1.0 - number(as_schedule(decay)(step.t), leaf.compute))
+        return now * kernels.parameter_scale(p_rms * left, own.eps2, own.max_parameter_scale)
+
+    scales = recipe.multiply_by_parameter_scale is not False
+    rms = step.parameter_rms(recipe.factoring) if scales else step.leaves
+    return [one(*row) for row in zip(step.leaves, rms, decays, strict=True)]
 
 
-def _each(one: Each, mask: Mask = None) -> GradientTransformation:
-    """A transformation without state: one(leaf, update, parameter, t, whether it is in the mask) -> update."""
+def _scaled(updates: Updates, by: list[jax.Array]) -> Updates:
+    def one(u: Recomputed, alpha: jax.Array) -> Recomputed:
+        return u.through(lambda u: alpha * u)
 
-    def update(updates: Tree, state: optax.EmptyState, params: Tree, *, t: jax.Array, **extra: Any) -> Any:
-        leaves, values, structure = leaves_of(params)
-        given, masks = updates_of(updates, leaves, structure), masks_of(mask, params, structure)
-        rows = zip(leaves, given, values, masks, strict=True)
-        made = [None if u is None else one(leaf, u, p, t, inside) for leaf, u, p, inside in rows]
-        return tree_of(structure, made), state
+    return [None if u is None else one(u, alpha) for u, alpha in zip(updates, by, strict=True)]
 
-    return GradientTransformation(lambda params: optax.EmptyState(), update)
+
+def _stateless(params: Tree) -> optax.EmptyState:
+    return optax.EmptyState()

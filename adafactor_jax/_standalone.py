@@ -1,4 +1,4 @@
-"""Transformations that count their own steps, made of pieces that are told the step."""
+"""Transformations that count their own steps, made of pieces that are given the step."""
 
 import functools
 from collections.abc import Callable
@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _kernels as kernels
 from ._leaves import GradientTransformation, Tree, leaves_of, need_params, tree_of, updates_of
+from ._recomputed import Recomputed
+from ._step import Piece, Step
 
 Arguments = ParamSpec("Arguments")
 
@@ -21,57 +22,38 @@ class CountedState(NamedTuple):
     inner: Any
 
 
-def counted(
-    piece: GradientTransformation, emit: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-) -> GradientTransformation:
-    """`piece`, told t = count + 1 and given updates in the computing dtype; `emit(update, gradient, parameter)` is
-    what comes out."""
+def standalone(build: Callable[Arguments, Piece]) -> Callable[Arguments, GradientTransformation]:
+    """The public form of a piece: it keeps a `count` of its own and its updates have the gradient's dtype."""
 
+    @functools.wraps(build)
+    def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> GradientTransformation:
+        return _counted(build(*args, **kwargs))
+
+    return public
+
+
+def next_count(count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(The number of finished steps after this one, t): t is a whole number, as in torch, but int64 where that is
+    enabled, because 1 / t of an int32 is a float32."""
+    count = optax.safe_increment(count)
+    return count, count.astype(jnp.result_type(int))
+
+
+def _counted(piece: Piece) -> GradientTransformation:
     def init(params: Tree) -> CountedState:
         return CountedState(jnp.zeros([], jnp.int32), piece.init(params))
 
     def update(updates: Tree, state: CountedState, params: Tree | None = None, **extra: Any) -> Any:
         leaves, values, structure = leaves_of(need_params(params))
         grads = updates_of(updates, leaves, structure)
-        wide = [None if g is None else jnp.asarray(g, leaf.compute) for leaf, g in zip(leaves, grads, strict=True)]
-        count = optax.safe_increment(state.count)
-        # A whole number, as in torch; int64 where that is enabled, because 1 / t of an int32 is a float32.
-        t = count.astype(jnp.result_type(int))
-        made, inner = piece.update(tree_of(structure, wide), state.inner, params, **{**extra, "t": t})
-        made = updates_of(made, leaves, structure)
-        out = [
-            None if g is None else emit(u, jnp.asarray(g), jnp.asarray(p))
-            for u, g, p in zip(made, grads, values, strict=True)
+        count, t = next_count(state.count)
+        read = [Recomputed.of(jnp.asarray(p), leaf.compute) for leaf, p in zip(leaves, values, strict=True)]
+        given = [
+            None if g is None else Recomputed.of(jnp.asarray(g), leaf.compute)
+            for leaf, g in zip(leaves, grads, strict=True)
         ]
+        made, inner = piece.update(given, state.inner, params, step=Step(t, leaves, read, params))
+        out = [None if u is None else u.value.astype(jnp.result_type(g)) for u, g in zip(made, grads, strict=True)]
         return tree_of(structure, out), CountedState(count, inner)
 
     return GradientTransformation(init, update)
-
-
-def as_gradient(u: jax.Array, g: jax.Array, p: jax.Array) -> jax.Array:
-    """The update in the gradient's dtype."""
-    return u.astype(g.dtype)
-
-
-def rounded_once(u: jax.Array, g: jax.Array, p: jax.Array) -> jax.Array:
-    """The update whose application by `optax.apply_updates` rounds once, never narrower than the parameter.
-
-    Where p + u is itself a 16-bit addition, rounding u first would round twice. Then the update is the difference to
-    the parameter rounded once, q - p, which the addition turns into q again wherever it is exact, as it is for q
-    within a factor 2 of p.
-    """
-    dtype = jnp.promote_types(g.dtype, p.dtype)
-    if jnp.finfo(dtype).bits == 16:
-        wide = p.astype(u.dtype)
-        u = kernels.round_to(wide + u, p.dtype.name) - wide
-    return u.astype(dtype)
-
-
-def standalone(build: Callable[Arguments, GradientTransformation]) -> Callable[Arguments, GradientTransformation]:
-    """The public form of a piece: it keeps a `count` of its own and its updates have the gradient's dtype."""
-
-    @functools.wraps(build)
-    def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> GradientTransformation:
-        return counted(build(*args, **kwargs), as_gradient)
-
-    return public

@@ -60,15 +60,20 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
     return np.sum(x / x.dtype.type(power), axis=axes, keepdims=True) * x.dtype.type(power / count)
 
 
+def mean_square(x: Array, axes: tuple[int, ...]) -> Array:
+    """Mean of x^2 over `axes`, kept at size 1."""
+    return mean(x * x, axes)
+
+
 def rms(x: Array, axes: tuple[int, ...]) -> Array:
     """RMS(x) = sqrt(mean(x^2))."""
-    return np.sqrt(mean(x * x, axes))
+    return np.sqrt(mean_square(x, axes))
 
 
 def statistics(g: Array, eps1: float, plan: Plan) -> tuple[Array, Array] | tuple[Array]:
     """Means of s = g^2 + eps1 over the columns and over the rows; not factored: s itself."""
-    s = g.reshape(plan.matrix_shape) ** 2 + g.dtype.type(eps1)
-    return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
+    g, eps1 = g.reshape(plan.matrix_shape), g.dtype.type(eps1)
+    return tuple(mean_square(g, axes) + eps1 for axes in ((plan.cols, plan.rows) if plan.factored else ((),)))
 
 
 def ema(old: Array, new: Array, beta: float, complement: float) -> Array:
@@ -116,9 +121,9 @@ def precondition_amsgrad(x: Array, v_max: Array, bias: float, eps1: float) -> Ar
     return x / (np.sqrt(v_max / bias) + x.dtype.type(eps1))
 
 
-def clip(u: Array, threshold: float, axes: tuple[int, ...]) -> Array:
+def clip(u: Array, u_rms: Array, threshold: float) -> Array:
     """u / max(1, RMS(u) / d)."""
-    return u / np.maximum(rms(u, axes) / u.dtype.type(threshold), 1.0)
+    return u / np.maximum(u_rms / u.dtype.type(threshold), 1.0)
 
 
 def average(m: Array, x: Array, beta: float, complement: float, rounding: str, dtype: str) -> tuple[Array, Array]:
@@ -276,7 +281,7 @@ def step(
 
     # Phase 3, apply: clip, scale, average, decay, round once.
     if recipe.clipping_threshold is not None:
-        u = clip(u, recipe.clipping_threshold, plan.rms_axes)
+        u = clip(u, rms(u, plan.rms_axes), recipe.clipping_threshold)
     if averages == "update":
         u, m = averaged(u, m)
     if recipe.decays and recipe.decay_before_scale:

@@ -30,15 +30,20 @@ def mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return torch.sum(x / power, dim=axes, keepdim=True) * (power / count)
 
 
+def mean_square(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Mean of x^2 over `axes`, kept at size 1."""
+    return mean(x * x, axes)
+
+
 def rms(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """RMS(x) = sqrt(mean(x^2))."""
-    return torch.sqrt(mean(x * x, axes))
+    return torch.sqrt(mean_square(x, axes))
 
 
 def statistics(g: Tensor, eps1: float, plan: Plan) -> tuple[Tensor, ...]:
     """Means of s = g^2 + eps1 over the columns and over the rows; not factored: s itself."""
-    s = g.reshape(plan.matrix_shape) ** 2 + eps1
-    return (mean(s, plan.cols), mean(s, plan.rows)) if plan.factored else (s,)
+    g = g.reshape(plan.matrix_shape)
+    return tuple(mean_square(g, axes) + eps1 for axes in ((plan.cols, plan.rows) if plan.factored else ((),)))
 
 
 def ema(old: Tensor, new: Tensor, beta: Number, complement: Number) -> Tensor:
@@ -89,9 +94,9 @@ def precondition_amsgrad(x: Tensor, v_max: Tensor, bias: Number, eps1: float) ->
     return x / (torch.sqrt(v_max / bias) + eps1)
 
 
-def clip(u: Tensor, threshold: float, axes: tuple[int, ...]) -> Tensor:
+def clip(u: Tensor, u_rms: Tensor, threshold: float) -> Tensor:
     """u / max(1, RMS(u) / d)."""
-    return u / (rms(u, axes) / threshold).clamp(min=1.0)
+    return u / (u_rms / threshold).clamp(min=1.0)
 
 
 def average(

@@ -158,7 +158,7 @@ def update(work: Work, amp: Amp = NO_AMP) -> None:
     means, p_rms = statistics(wide, g, setting)
     u, kept = norm(g, means, state, setting, work.now)
     threshold = setting.recipe.clipping_threshold
-    clipped = u if threshold is None else kernels.clip(u, threshold, setting.plan.rms_axes)
+    clipped = u if threshold is None else kernels.clip(u, kernels.rms(u, setting.plan.rms_axes), threshold)
     new, moved = apply(wide, clipped, p_rms, state, setting, work.now)
     kept |= moved | rounded(new, setting, work.key)
     if work.telemetry is not None:

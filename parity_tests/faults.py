@@ -30,8 +30,8 @@ def _kernel(name: str, wrong: Callable[[ModuleType], Callable[..., Any]]) -> Fau
 def _inverted_clip(kernels: ModuleType) -> Callable[..., Any]:
     """u / min(1, RMS(u) / d): never clips and enlarges small updates (pytorch_optimizer 3.9, timm 1.0.29)."""
 
-    def clip(u: Any, threshold: float, axes: Any) -> Any:
-        ratio = kernels.rms(u, axes) / threshold
+    def clip(u: Any, u_rms: Any, threshold: float) -> Any:
+        ratio = u_rms / threshold
         return u / (ratio * (ratio < 1) + (ratio >= 1))
 
     return clip
@@ -41,9 +41,9 @@ def _clip_by_norm(kernels: ModuleType) -> Callable[..., Any]:
     """The norm in place of the RMS."""
     right = kernels.clip
 
-    def clip(u: Any, threshold: float, axes: Any) -> Any:
-        count = np.prod([u.shape[axis] for axis in axes]) if axes else 1
-        return right(u, threshold / max(float(count), 1.0) ** 0.5, axes)
+    def clip(u: Any, u_rms: Any, threshold: float) -> Any:
+        count = np.prod(u.shape) / max(np.prod(u_rms.shape), 1.0)
+        return right(u, u_rms, threshold / max(float(count), 1.0) ** 0.5)
 
     return clip
 
@@ -128,7 +128,7 @@ def _scale_over_the_batch(kernels: ModuleType) -> Callable[..., Any]:
 def _clip_over_the_batch(kernels: ModuleType) -> Callable[..., Any]:
     """RMS(u) of the whole stack (Mesh-TensorFlow)."""
     right = kernels.clip
-    return lambda u, threshold, axes: right(u, threshold, tuple(range(u.ndim)))
+    return lambda u, u_rms, threshold: right(u, kernels.rms(u_rms, tuple(range(u_rms.ndim))), threshold)
 
 
 def _momentum_before_clip(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
@@ -150,13 +150,16 @@ def _momentum_before_clip(patch: pytest.MonkeyPatch, kernels: ModuleType) -> Non
 def _clip_the_average(patch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
     right_clip, right_average, clipped = kernels.clip, kernels.average, []
 
-    def clip(u: Any, threshold: float, axes: Any) -> Any:
-        clipped.append((threshold, axes))
+    def clip(u: Any, u_rms: Any, threshold: float) -> Any:
+        clipped.append((tuple(axis for axis, size in enumerate(u_rms.shape) if size == 1), threshold))
         return u
 
     def average(*args: Any) -> Any:
         used, kept = right_average(*args)
-        return (right_clip(used, *clipped.pop(0)) if clipped else used), kept
+        if clipped:
+            axes, threshold = clipped.pop(0)
+            used = right_clip(used, kernels.rms(used, axes), threshold)
+        return used, kept
 
     patch.setattr(kernels, "clip", clip)
     patch.setattr(kernels, "average", average)
@@ -166,7 +169,7 @@ KERNEL_FAULTS: dict[str, Fault] = {
     "momentum before clip": _momentum_before_clip,
     "inverted clip": _kernel("clip", _inverted_clip),
     "clip by norm": _kernel("clip", _clip_by_norm),
-    "no clip": _kernel("clip", lambda kernels: lambda u, threshold, axes: u),
+    "no clip": _kernel("clip", lambda kernels: lambda u, u_rms, threshold: u),
     "normaliser over the wrong axis": _kernel("root_factors", _normaliser_over_the_wrong_axis),
     "rows and columns swapped": _kernel("statistics", _rows_and_columns_swapped),
     "eps1 missing": _kernel("statistics", _eps1_missing),

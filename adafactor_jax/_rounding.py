@@ -1,0 +1,54 @@
+"""From the change of a parameter to the update that `optax.apply_updates` is to add: where it lands is rounded once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adafactor_spec.dtypes import is_narrow
+from adafactor_spec.errors import check_choice, check_number
+
+from . import _kernels as kernels
+from ._leaves import Leaf
+
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the new value of a 16-bit parameter is rounded; what is wider is left to the addition.
+
+    Where p + u is itself a 16-bit addition, or where it is not to round to nearest, the update is the difference to
+    the parameter as it will be, q - p, which the addition turns into q again wherever it is exact, as it is for q
+    within a factor 2 of p.
+    """
+
+    kind: str
+    seed: Any = 0
+
+    def __post_init__(self) -> None:
+        check_choice("rounding", self.kind, ROUNDINGS)
+        check_number("seed", self.seed, at_least=0, at_most=2**32 - 1, whole=True)
+
+    def compensates(self, leaf: Leaf) -> bool:
+        """Whether what is cut off is kept, in bfloat16, and added to the parameter before the next step."""
+        return self.kind == "kahan" and is_narrow(leaf.dtype)
+
+    def update(
+        self, u: jax.Array, p: jax.Array, kept: jax.Array | None, gradient: Any, leaf: Leaf, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(What is to be added to p, what is to be kept) for the change u of p + kept, all in the computing dtype.
+
+        The update is never narrower than the parameter, nor than the gradient's dtype `gradient`.
+        """
+        dtype = jnp.promote_types(gradient, leaf.dtype)
+        if is_narrow(leaf.dtype) and (self.kind != "nearest" or jnp.finfo(dtype).bits == 16):
+            x = (p if kept is None else p + kept) + u
+            if self.kind == "stochastic":
+                bits = kernels.random_bits(self.seed, t, leaf.position, leaf.shape)
+                q = kernels.round_stochastically(x, bits, leaf.dtype)
+            else:
+                q = kernels.round_to(x, leaf.dtype)
+            u, kept = q - p, None if kept is None else kernels.round_to(x - q, "bfloat16")
+        return u.astype(dtype), kept
