@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+FRAMEWORK ?= torch
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -22,6 +23,7 @@ help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  ARGS='...'     further arguments for verify, test, peers and bench, such as ARGS=--quick"
+	@echo "  FRAMEWORK=jax  what bench measures (now: $(FRAMEWORK))"
 	@echo "  PYTHON=...     the interpreter that $(VENV) is made with, 3.11 or newer (now: $(PYTHON))"
 
 verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machine.
@@ -34,7 +36,7 @@ peers: $(PEERS) ## Step the installed originals and their recipes side by side; 
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup parity_tests/peers $(ARGS)
 
 bench: $(PEERS) ## Time steps beside those of other optimizers; takes a quarter of an hour.
-	$(BIN)/python -m benchmarks torch $(ARGS)
+	$(BIN)/python -m benchmarks $(FRAMEWORK) $(ARGS)
 
 tables: $(STAMP) ## Show which recorded runs are matched and which faults they reject; takes minutes.
 	$(BIN)/python -m parity_tests.tables

@@ -11,6 +11,7 @@ Learning rates, decays and factoring rules are values of `adafactor_spec.schedul
 from . import _moments, _pieces
 from ._adafactor import adafactor
 from ._moments import FactoredState, MomentumState
+from ._shardings import state_shardings
 from ._standalone import CountedState, standalone
 
 scale_by_factored_rms = standalone(_moments.scale_by_factored_rms)
@@ -31,4 +32,5 @@ __all__ = [
     "scale_by_factored_rms",
     "scale_by_parameter_scale",
     "scale_by_step_size",
+    "state_shardings",
 ]

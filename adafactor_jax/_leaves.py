@@ -93,11 +93,6 @@ def need_params(params: Tree | None) -> Tree:
     return params
 
 
-def zeros(shape: tuple[int, ...] | None, dtype: str) -> jax.Array | None:
-    """An array of zeros, or None for what is not kept."""
-    return None if shape is None else jnp.zeros(shape, dtype)
-
-
 def structure_of(tree: Tree) -> Any:
     """The tree without its leaves."""
     return jax.tree.structure(tree)

@@ -13,8 +13,9 @@ from adafactor_spec.factoring import Plan, Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _kernels as kernels
-from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of, zeros
+from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of
 from ._recomputed import Recomputed
+from ._shardings import zeros_like
 from ._step import Part, Piece, Step, Updates, as_piece
 
 
@@ -77,10 +78,11 @@ def scale_by_factored_rms(
         return recipe.state_dtype_for(leaf.dtype)
 
     def init(params: Tree) -> FactoredState:
-        leaves, _, structure = leaves_of(params)
+        leaves, values, structure = leaves_of(params)
+        rows = [(leaf.plan(factoring), stored(leaf), p) for leaf, p in zip(leaves, values, strict=True)]
 
         def tree(shape_of: Callable[[Plan], tuple[int, ...] | None]) -> Tree:
-            return tree_of(structure, [zeros(shape_of(leaf.plan(factoring)), stored(leaf)) for leaf in leaves])
+            return tree_of(structure, [zeros_like(p, shape_of(plan), dtype, plan.view) for plan, dtype, p in rows])
 
         return FactoredState(
             v_row=tree(lambda plan: plan.row_shape if plan.factored else None),
@@ -176,8 +178,9 @@ def momentum(
         return recipe.momentum_dtype_for(leaf.dtype)
 
     def init(params: Tree) -> MomentumState:
-        leaves, _, structure = leaves_of(params)
-        return MomentumState(tree_of(structure, [zeros(leaf.shape, stored(leaf)) for leaf in leaves]))
+        leaves, values, structure = leaves_of(params)
+        rows = zip(leaves, values, strict=True)
+        return MomentumState(tree_of(structure, [zeros_like(p, leaf.shape, stored(leaf)) for leaf, p in rows]))
 
     def update(updates: Updates, state: MomentumState, params: Tree, *, step: Step) -> Any:
         structure, now = structure_of(params), _decay_at(beta1, step.t)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from adafactor_spec.factoring import Rule
 
-from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, need_params, tree_of, updates_of, zeros
+from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, need_params, tree_of, updates_of
 from ._recomputed import Recomputed
 from ._rounding import Rounding
+from ._shardings import zeros_like
 from ._standalone import next_count
 from ._step import Piece, Step, Telemetry
 
@@ -34,18 +35,23 @@ def optimizer(chain: Piece, rule: Rule, rounding: Rounding, telemetry: bool, sca
         scales: whether a piece of the chain asks for RMS(p).
     """
 
-    def told_shape(leaf: Leaf) -> tuple[int, ...]:
-        return tuple(leaf.shape[axis] for axis in leaf.plan(rule).batch)
+    def untold(leaf: Leaf, p: Any) -> jax.Array:
+        batch = leaf.plan(rule).batch
+        kept = tuple(n if axis in batch else 1 for axis, n in enumerate(leaf.shape))
+        zeros = jnp.asarray(zeros_like(p, kept, "float32"))
+        return jnp.full_like(jnp.reshape(zeros, tuple(leaf.shape[axis] for axis in batch)), jnp.nan)
 
     def init(params: Tree) -> AdafactorState:
-        leaves, _, structure = leaves_of(params)
-        kept = [zeros(leaf.shape if rounding.compensates(leaf) else None, "bfloat16") for leaf in leaves]
-        told = tree_of(structure, [jnp.full(told_shape(leaf), jnp.nan, jnp.float32) for leaf in leaves])
+        leaves, values, structure = leaves_of(params)
+        rows = list(zip(leaves, values, strict=True))
+        kept = [zeros_like(p, leaf.shape if rounding.compensates(leaf) else None, "bfloat16") for leaf, p in rows]
+        names = Telemetry._fields if telemetry else ()
+        told = {name: tree_of(structure, [untold(leaf, p) for leaf, p in rows]) for name in names}
         return AdafactorState(
             count=jnp.zeros([], jnp.int32),
             inner=chain.init(params),
             compensation=tree_of(structure, kept),
-            telemetry=Telemetry(told, told, told, told) if telemetry else None,
+            telemetry=Telemetry(**told) if telemetry else None,
         )
 
     def update(updates: Tree, state: AdafactorState, params: Tree | None = None, **extra: Any) -> Any:

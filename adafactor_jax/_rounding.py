@@ -36,19 +36,20 @@ class Rounding:
         return self.kind == "kahan" and is_narrow(leaf.dtype)
 
     def update(
-        self, u: jax.Array, p: jax.Array, kept: jax.Array | None, gradient: Any, leaf: Leaf, t: jax.Array
+        self, u: jax.Array, p: Any, kept: jax.Array | None, gradient: Any, leaf: Leaf, t: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(What is to be added to p, what is to be kept) for the change u of p + kept, all in the computing dtype.
+        """(What is to be added to p, what is to be kept) for the change u, in the computing dtype, of p + kept.
 
         The update is never narrower than the parameter, nor than the gradient's dtype `gradient`.
         """
         dtype = jnp.promote_types(gradient, leaf.dtype)
         if is_narrow(leaf.dtype) and (self.kind != "nearest" or jnp.finfo(dtype).bits == 16):
-            x = (p if kept is None else p + kept) + u
+            p = jnp.asarray(p, u.dtype)
+            x = (p if kept is None else p + kept.astype(u.dtype)) + u
             if self.kind == "stochastic":
                 bits = kernels.random_bits(self.seed, t, leaf.position, leaf.shape)
                 q = kernels.round_stochastically(x, bits, leaf.dtype)
             else:
                 q = kernels.round_to(x, leaf.dtype)
-            u, kept = q - p, None if kept is None else kernels.round_to(x - q, "bfloat16")
+            u, kept = q - p, None if kept is None else (x - q).astype(kept.dtype)
         return u.astype(dtype), kept

@@ -19,7 +19,8 @@ from adafactor_spec import dtypes
 
 from . import _native
 from ._canonical import canonical, elements_of, from_view, reduced_axes, strides_of, view_of
-from ._phases import Amp, Work
+from ._phases import Amp, Setting, Work
+from ._steady import Steady
 
 _WORD = "i8"
 _ARRAY = np.dtype([("data", _WORD), ("dtype", _WORD), ("stride", _WORD, 4)])
@@ -63,38 +64,19 @@ class Compiled:
     def __init__(self) -> None:
         self._carries = True  # sums of p^2
         self._rows: dict[Tensor, _Row] = {}
-        self._of_table: list[_Row] = []
-        self._table: Any = np.zeros(0, _TASK)
-        self._surprised: Any = np.zeros(0, _WORD)
 
-    def step(self, works: list[Work], amp: Amp) -> bool:
+    def step(self, works: list[Work], amp: Amp, steady: Steady | None) -> bool:
         """One step of every parameter; False, and nothing done, where there is no compiled library."""
         library = _native.library()
         if library is None:
             return False
         assert library.adafactor_task() == _TASK.itemsize
-        rows = [self._row(work) for work in works]
-        if rows != self._of_table:
-            self._table, self._of_table = np.array([row.record for row in rows], _TASK), rows
-            self._surprised = np.zeros(len(rows), _WORD)
-            self._table["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
-        table = self._table
-        table["g"]["data"] = [row.gradient(work) for row, work in zip(rows, works, strict=True)]
-        table["known"] = [self._carries and row.known(work) for row, work in zip(rows, works, strict=True)]
-        table["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
-        table["key"] = [work.key for work in works]
-        _write_numbers(table, works, amp)
-        arguments = ctypes.c_void_p(table.ctypes.data), ctypes.c_int64(len(table))
-        room = torch.empty(library.adafactor_room(*arguments), dtype=torch.uint8)
-        threads = ctypes.c_int64(torch.get_num_threads())
-        library.adafactor_step(*arguments, threads, ctypes.c_void_p(room.data_ptr()))
-        for row in rows:
-            row.copy_back()
-        torch.autograd.graph.increment_version([work.p for work in works])
-        for row, work in zip(rows, works, strict=True):
-            row.version = work.p._version
-        if self._surprised.any():
-            self._surprised[:] = 0
+        table = None if steady is None else steady.table
+        if table is None:
+            table = _Table(works, [self._row(work) for work in works])
+            if steady is not None and table.lasts:
+                steady.table = table
+        if table.step(library, works, amp, self._carries):
             self._stop_carrying()
         return True
 
@@ -114,11 +96,52 @@ class Compiled:
         return row
 
 
+class _Table:
+    """The arguments of the C++ for some works, and for those of later steps whose tensors are where they were."""
+
+    def __init__(self, works: list[Work], rows: list["_Row"]) -> None:
+        self._rows, self._of = rows, np.array([row.record for row in rows], _TASK)
+        self.lasts, self._copies = not any(row.copied for row in rows), any(row.copies for row in rows)
+        self._surprised = np.zeros(len(rows), _WORD)
+        self._of["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
+        self._of["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
+        self._keyed = any(work.setting.stochastic for work in works)
+        self._room: int | None = None
+        self._narrows = [row for row, work in enumerate(works) if _narrows(work.setting)]
+
+    def step(self, library: ctypes.CDLL, works: list[Work], amp: Amp, carries: bool) -> bool:
+        """Step them; whether one was written since the step before, and its version counter does not show it."""
+        table, rows, params = self._of, self._rows, [work.p for work in works]
+        table["g"]["data"] = [row.gradient(work) for row, work in zip(rows, works, strict=True)]
+        table["known"] = [carries and row.known(p) for row, p in zip(rows, params, strict=True)]
+        if self._keyed:
+            table["key"] = [work.key for work in works]
+        _write_numbers(table, works, amp)
+        for place in self._narrows:
+            table["narrow1"][place] = _narrow_beta1(works[place])
+        arguments = ctypes.c_void_p(table.ctypes.data), ctypes.c_int64(len(table))
+        if self._room is None:
+            self._room = library.adafactor_room(*arguments)
+        room = torch.empty(self._room, dtype=torch.uint8)
+        threads = ctypes.c_int64(torch.get_num_threads())
+        library.adafactor_step(*arguments, threads, ctypes.c_void_p(room.data_ptr()))
+        if self._copies:
+            for row in rows:
+                row.copy_back()
+        torch.autograd.graph.increment_version(params)
+        for row, p in zip(rows, params, strict=True):
+            row.version = p._version
+        surprised = bool(self._surprised.any())
+        self._surprised[:] = 0
+        return surprised
+
+
 class _Row:
     """What is written into the table for one parameter, for as long as its tensors stay where they are."""
 
     def __init__(self, work: Work) -> None:
         self._setting, plan = work.setting, work.setting.plan
+        self._scales = bool(work.setting.recipe.multiply_by_parameter_scale)
         self._where = _where(work)
         self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
         self._gradient: Tensor | None = None
@@ -133,7 +156,7 @@ class _Row:
                 record[name] = _described(view)
                 if view.data_ptr() != x.data_ptr():
                     self._copies.append((x, view, reduced))
-        self._copied = bool(self._copies)
+        self.copied = bool(self._copies)
         self._strides = work.grad.stride()
         gradient = view_of(work.grad.detach(), plan)
         record["g"] = _described(gradient)
@@ -146,7 +169,7 @@ class _Row:
     def fits(self, work: Work) -> bool:
         """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
         same = self._setting is work.setting and self._where == _where(work)
-        return same and not self._copied and self._strides == work.grad.stride()
+        return same and not self.copied and self._strides == work.grad.stride()
 
     def gradient(self, work: Work) -> int:
         """Where the gradient is, or a copy of it that is kept for this step."""
@@ -155,9 +178,14 @@ class _Row:
         self._gradient = view_of(work.grad.detach(), work.setting.plan)
         return self._gradient.data_ptr()
 
-    def known(self, work: Work) -> bool:
+    def known(self, p: Tensor) -> bool:
         """Whether nobody has written the parameter since the squares of its elements were summed."""
-        return self.version == work.p._version and bool(work.setting.recipe.multiply_by_parameter_scale)
+        return self._scales and self.version == p._version
+
+    @property
+    def copies(self) -> bool:
+        """Whether a step has to copy something, be it the gradient alone."""
+        return self.copied or self._copies_gradient
 
     def copy_back(self) -> None:
         """Write what was computed in copies to where it belongs."""
@@ -200,7 +228,12 @@ def _write_numbers(table: Any, works: list[Work], amp: Amp) -> None:
     for name, field in _FIELDS.items():
         write(name, [getattr(now, field) for now in nows])
     table["unscale"] = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
-    for row, work in enumerate(works):
-        if work.setting.recipe.momentum_rounding == "decay" and work.setting.averages:
-            dtype = work.setting.recipe.momentum_dtype_for(work.setting.dtype)
-            table["narrow1"][row] = dtypes.round_to(np.asarray(work.now.beta1, np.float64), dtype)
+
+
+def _narrows(setting: Setting) -> bool:
+    return setting.averages is not None and setting.recipe.momentum_rounding == "decay"
+
+
+def _narrow_beta1(work: Work) -> Any:
+    dtype = work.setting.recipe.momentum_dtype_for(work.setting.dtype)
+    return dtypes.round_to(np.asarray(work.now.beta1, np.float64), dtype)

@@ -47,10 +47,7 @@ def _advance(part: Part) -> None:
 
 def _kind(work: Work) -> tuple[Any, ...]:
     """What parameters of one stack have in common."""
-    setting, p = work.setting, work.p
-    told = work.telemetry is None
-    form = (setting.recipe, setting.plan, setting.dtype, setting.rounding)
-    return (*map(id, form[:1]), *form[1:], id(work.now), work.maximize, told, work.grad.dtype, p.device)
+    return (work.setting, id(work.now), work.maximize, work.telemetry is None, work.grad.dtype, work.p.device)
 
 
 def _step_stack(works: list[Work], amp: Amp) -> None:

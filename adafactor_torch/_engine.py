@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from ._canonical import canonical
-from ._groups import Group, counts_on_device, form_of, lr_of, named
+from ._groups import Group, check_lr, check_options, counts_on_device, form_of, lr_of, named
 from ._paths import Paths, is_fused, triton_path
 from ._phases import Amp, Setting, Work
-from ._works import Settings, count, finished, kept, ready, works_of
+from ._steady import Steady, can_be_steady
+from ._works import Given, Settings, count, finished, given_of, kept, ready, works_of
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
 
+# Number of a group, position of its first parameter or None where one alone is stepped, works of its parameters.
+_Found = tuple[int, int | None, list[Work]]
 _TOLD = ("step_size", "update_rms", "clip_factor", "parameter_rms")
 
 
@@ -27,22 +30,54 @@ class Engine:
         self._has_state: dict[Tensor, tuple[Setting, bool]] = {}
         self._told: dict[Tensor, tuple[Setting, Tensor]] = {}
         self._skipped: dict[Tensor, Tensor] = {}
+        self._steady: dict[int, Steady] = {}  # of a group's last step, for as long as the next is like it
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
 
     def step(self, optimizer: "Adafactor", only: Tensor | None = None) -> None:
         """One step of every parameter with a gradient, or of one."""
-        found = [
-            (number, group, works_of(group, given, optimizer.state, self._settings))
-            for number, group, given in ready(optimizer.param_groups, self._settings, only)
-        ]  # every check that can refuse the step is behind us
-        for _, group, works in found:
-            _check_kernels(group, works)
-        amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-        for number, group, works in found:
-            if works:
-                self._step_group(optimizer, number, group, works, amp)
+        try:
+            found = self._all(optimizer) if only is None else [self._one(optimizer, only)]
+            # Every check that can refuse the step is behind us.
+            amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+            for number, first, works in found:
+                if works:
+                    self._step_group(optimizer, number, first, works, amp)
+        finally:
+            for steady in self._steady.values() if only is None else ():
+                steady.forget_gradients()
 
-    def _step_group(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work], amp: Amp) -> None:
+    def _all(self, optimizer: "Adafactor") -> list[_Found]:
+        found: list[_Found] = []
+        first = 0
+        for number, group in enumerate(optimizer.param_groups):
+            check_lr(group)
+            check_options(group)
+            steady = self._steady.get(number)
+            if steady is not None and steady.again(group, first, optimizer.state, self._settings):
+                found.append((number, first, steady.works))
+            else:
+                self._steady.pop(number, None)
+                found.append((number, first, self._anew(optimizer, group, given_of(group, first))))
+            first += len(group["params"])
+        return found
+
+    def _one(self, optimizer: "Adafactor", p: Tensor) -> _Found:
+        number, place, position = self._settings.place_of(p, optimizer.param_groups)
+        group = optimizer.param_groups[number]
+        check_lr(group)
+        check_options(group)
+        self._steady.pop(number, None)
+        names = group.get("param_names")
+        given = (position, names[place] if names else "", p)
+        return number, None, self._anew(optimizer, group, [given])
+
+    def _anew(self, optimizer: "Adafactor", group: Group, given: list[Given]) -> list[Work]:
+        works = works_of(group, ready(group, self._settings, given), optimizer.state, self._settings)
+        _check_kernels(group, works)
+        return works
+
+    def _step_group(self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp) -> None:
+        group = optimizer.param_groups[number]
         skips = group["nonfinite"] == "skip"
         if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in works):
             if float(amp.found_inf):  # who counts steps on the host has to know there whether one is left out
@@ -50,6 +85,19 @@ class Engine:
                     self._skips_of(work.p).add_(1)
                 return
             amp = amp._replace(found_inf=None)
+        steady = self._steady.get(number)
+        if steady is None:
+            works = self._completed(optimizer, group, works, skips)
+            if first is not None and can_be_steady(group, works):
+                steady = self._steady[number] = Steady(group, works)
+        for work in works:
+            if work.t:
+                count(work)
+        self._paths.step(group, works, amp, steady)
+        self._write_lr(optimizer, number, group, works)
+
+    def _completed(self, optimizer: "Adafactor", group: Group, works: list[Work], skips: bool) -> list[Work]:
+        """The works to be done, with complete states, counted where a device counts."""
         if skips:
             works = [work for work in works if counts_on_device(group, work.p) or self._is_finite(work)]
         on_device = []
@@ -65,18 +113,15 @@ class Engine:
                 work.telemetry = self._told_of(work)
             if there:
                 on_device.append(work.state["step"])
-            else:
-                count(work)
         if on_device:
             torch._foreach_add_(on_device, 1.0)
-        self._paths.step(group, works, amp)
-        self._write_lr(optimizer, number, group, works)
+        return works
 
     def _write_lr(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> None:
         if group["lr_schedule"] is None:
             return
         lr = lr_of(group)
-        steps = [finished(work.state) for work in works if not counts_on_device(group, work.p)]
+        steps = [work.t for work in works if work.t]
         if not callable(lr) or not steps:
             return
         if number not in self._latest:

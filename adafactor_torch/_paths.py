@@ -16,6 +16,7 @@ from . import _eager, _phases
 from ._compiled import Compiled
 from ._groups import FUSED, Group
 from ._phases import Amp, Work
+from ._steady import Steady
 
 
 @functools.cache
@@ -35,17 +36,20 @@ class Paths:
     def __init__(self) -> None:
         self._compiled = Compiled()
 
-    def step(self, group: Group, works: list[Work], amp: Amp) -> None:
+    def step(self, group: Group, works: list[Work], amp: Amp, steady: Steady | None) -> None:
         """One step of parameters of one group, in place."""
+        if steady is not None:
+            self._step(group, works, amp, "cpu", steady)
+            return
         kinds: dict[str, list[Work]] = {}
         for work in works:
             kinds.setdefault(work.p.device.type, []).append(work)
         for kind, some in kinds.items():
             self._step(group, some, amp, kind)
 
-    def _step(self, group: Group, works: list[Work], amp: Amp, device: str) -> None:
+    def _step(self, group: Group, works: list[Work], amp: Amp, device: str, steady: Steady | None = None) -> None:
         if is_fused(group, device):
-            if device == "cpu" and self._compiled.step(works, amp):
+            if device == "cpu" and self._compiled.step(works, amp, steady):
                 return
             if device != "cpu" and (kernels := triton_path()) is not None:
                 kernels.step(works, amp)

@@ -19,6 +19,7 @@ from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
 
+NO_GRADIENT = torch.empty(0)
 State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -124,6 +125,7 @@ class Work:
     key: Any = 0  # of the random bits (`adafactor_spec.rounding_key`), an int or a 0-dimensional int32 tensor
     maximize: bool = False
     counter: Any = None  # `state["step"]` as a NumPy array, where the host counts and there is one
+    t: int = 0  # the number of this step, where the host counts
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
 

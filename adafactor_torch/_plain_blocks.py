@@ -1,6 +1,7 @@
 """The common case of `_blocks.py` in as few passes as eager torch has: matrices with g, p, R and C, nothing more."""
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -23,28 +24,37 @@ def advance_plain(part: Part) -> None:
     """One step, in place."""
     setting, recipe, cut = part.setting, part.setting.recipe, part.cut
     ps, gs = cut(part.p), cut(part.g)
-    room = torch.empty_like(gs[0], memory_format=torch.contiguous_format)
-    rooms = [room if g.shape == room.shape else room.view(-1)[: g.numel()].view(g.shape) for g in gs]
+    rooms = _rooms(gs)
     row_scale, col_scale = _update_factors(part, gs, rooms)
     cols = cut(col_scale)
     count = math.prod(part.sizes[1:])
     factor = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
+    norms = torch.empty_like(row_scale)  # of rows, in one pass: torch is slow to add all of a block to one number
     if setting.clips:
-        norms = torch.empty_like(row_scale)
         for g, x, col, norm in zip(gs, rooms, cols, cut(norms), strict=True):
             torch.linalg.vector_norm(torch.mul(g, col, out=x), dim=3, keepdim=True, out=norm)
         u_rms = torch.linalg.vector_norm(norms.mul_(row_scale), dim=OWN, keepdim=True) / math.sqrt(count)
         factor /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
     if recipe.multiply_by_parameter_scale:
-        sums = torch.zeros_like(factor)
-        for p, of_block in zip(ps, cut(sums), strict=True):
-            of_block += torch.linalg.vector_norm(p, dim=OWN, keepdim=True).square_()
-        factor *= kernels.parameter_scale(torch.sqrt(sums / count), recipe.eps2, recipe.max_parameter_scale)
+        for p, norm in zip(ps, cut(norms), strict=True):
+            torch.linalg.vector_norm(p, dim=3, keepdim=True, out=norm)
+        p_rms = torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(count)
+        factor *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     row_scale *= factor
     for g, p, x, row, col in zip(gs, ps, rooms, cut(row_scale), cols, strict=True):
         # Columns first, as in the reference: a product of scales can overflow where g is 0.
         p.addcmul_(torch.mul(g, col, out=x), row, value=1.0 if part.work.maximize else -1.0)
     part.write_copies()
+
+
+def _rooms(blocks: list[Tensor]) -> list[Tensor]:
+    """The same memory in the shape of each block; the first one is the largest."""
+    room = torch.empty_like(blocks[0], memory_format=torch.contiguous_format)
+    return [_like(block, room) for block in blocks]
+
+
+def _like(block: Tensor, room: Tensor) -> Tensor:
+    return room if block.shape == room.shape else room.view(-1)[: block.numel()].view(block.shape)
 
 
 def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -54,11 +64,20 @@ def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[
     rows, cols = (torch.zeros_like(moment, dtype=setting.compute) for moment in moments)
     # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums.
     scale = 2.0 ** -(max(part.sizes[2:]) - 1).bit_length()
-    nothing = part.p.new_zeros(())
-    for g, x, row, col in zip(gs, rooms, cut(rows), cut(cols), strict=True):
-        torch.addcmul(nothing, g, g, value=scale, out=x)
-        torch.sum(x, 3, keepdim=True, out=row)
-        col += torch.sum(x, 2, keepdim=True)
+    nothing = part.p.new_zeros((1, 1, 1, part.sizes[3]))  # without axes it would keep torch from using vectors
+    # Blocks of one matrix are added to its first one, and that over its rows, which is slow, once.
+    first = torch.empty_like(rooms[0]) if len(gs) > 1 else rooms[0]
+    blocks = zip(gs, rooms, cut(rows), cut(cols), strict=True)
+    for _, of_matrix in groupby(blocks, lambda block: block[3].data_ptr()):
+        (g, _, row, col), *others = of_matrix
+        total = _like(g, first)
+        torch.addcmul(nothing, g, g, value=scale, out=total)
+        torch.sum(total, 3, keepdim=True, out=row)
+        for g, x, row, _ in others:
+            torch.addcmul(nothing, g, g, value=scale, out=x)
+            torch.sum(x, 3, keepdim=True, out=row)
+            total[:, :, : x.shape[2]].add_(x)
+        torch.sum(total, 2, keepdim=True, out=col)
     for kept, sums, count in zip(moments, (rows, cols), (part.sizes[3], part.sizes[2]), strict=True):
         means = sums.mul_(1.0 / (scale * count)).add_(setting.added)
         kept.copy_(kernels.ema(kept.to(setting.compute), means, now.beta2, now.beta2_complement))

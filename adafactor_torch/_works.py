@@ -11,8 +11,6 @@ from adafactor_spec.errors import refusal
 from ._groups import (
     FLOATS,
     Group,
-    check_lr,
-    check_options,
     counts_on_device,
     form_of,
     lr_of,
@@ -23,9 +21,10 @@ from ._groups import (
 from ._phases import Setting, State, Work
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
-_Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position among all parameters
+Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
+_Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position
 _NOTHING: State = {}
-_MOST_NUMBERS = 1000  # kept at once, of one per recipe, learning rate and step
+_MOST_KEPT = 1000  # at once, of the numbers of one recipe, learning rate and step, and of forms of recipes
 _LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of works whose steps are counted on a device
 
 
@@ -35,6 +34,7 @@ class Settings:
     def __init__(self) -> None:
         self._known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
         self._forms: dict[tuple[Any, ...], tuple[Recipe, Recipe]] = {}
+        self._settings: dict[tuple[Any, ...], Setting] = {}
         self._places: dict[Tensor, tuple[int, int, int]] = {}
         self._counts: list[int] = []  # of parameters in the groups when the places were taken
         # With what the key names by its address, so that nothing else comes to be there.
@@ -63,7 +63,7 @@ class Settings:
         key = id(recipe), id(lr) if callable(lr) else lr, t
         known = self._numbers.get(key)
         if known is None:
-            if len(self._numbers) >= _MOST_NUMBERS:
+            if len(self._numbers) >= _MOST_KEPT:
                 self._numbers.clear()
             known = self._numbers[key] = recipe, lr, numbers_of(replace(recipe, lr=lr), t)
         return known[2]
@@ -75,34 +75,28 @@ class Settings:
             of_form, of_rounding, setting = known
             if of_form is form and of_rounding == rounding and setting.is_of(p):
                 return setting
+        if len(self._forms) >= _MOST_KEPT:  # of a field without a hash, every step makes a new form
+            self._forms.clear()
+            self._settings.clear()
         own = form.for_name(name)
         # One object for all names with the same values, by which parameters of one kind are known.
         values = (getattr(own, field) for field in PER_NAME)
         key = id(form), *(id(value) if callable(value) else value for value in values)
         own = self._forms.setdefault(key, (form, own))[1]
-        setting = Setting(own, plan_of(own, name, p), FLOATS[p.dtype], rounding)
+        values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding
+        # One object for all parameters of a kind, too.
+        setting = self._settings.setdefault((id(own), *values_of[1:]), Setting(*values_of))
         self._known[p] = (form, rounding, setting)
         return setting
 
 
-def ready(groups: list[Group], settings: Settings, only: Tensor | None = None) -> list[tuple[int, Group, list[_Ready]]]:
-    """(number, group, its parameters with a gradient), or one parameter, after every check that can refuse the step."""
-    if only is not None:
-        number, place, position = settings.place_of(only, groups)
-        names = groups[number].get("param_names")
-        one = [(position, names[place] if names else "", only)]
-        return [(number, groups[number], _ready(groups[number], settings, one))]
-    found, position = [], 0
-    for number, group in enumerate(groups):
-        given = [(position + place, name, p) for place, (name, p) in enumerate(named(group))]
-        position += len(given)
-        found.append((number, group, _ready(group, settings, given)))
-    return found
+def given_of(group: Group, first: int) -> list[Given]:
+    """The parameters of a group, whose first one has the position `first` among all."""
+    return [(first + place, name, p) for place, (name, p) in enumerate(named(group))]
 
 
-def _ready(group: Group, settings: Settings, given: list[tuple[int, str, Tensor]]) -> list[_Ready]:
-    check_lr(group)
-    check_options(group)
+def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
+    """Those of the given parameters of a group that have a gradient, after every check that can refuse it."""
     form, rounding, work = form_of(group), group["rounding"], []
     for position, name, p in given:
         grad = p.grad
@@ -128,7 +122,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
     works, on_device = [], dict[torch.device, list[tuple[Work, int]]]()
     lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
     for p, grad, setting, index in ready:
-        state, now, key, counter = states.get(p, _NOTHING), _LATER, 0, None
+        state, now, key, counter, t = states.get(p, _NOTHING), _LATER, 0, None, 0
         _check_places(p, state)
         there = counts_on_device(group, p)
         if not there:
@@ -137,7 +131,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
             now = settings.numbers(setting.recipe, lr, t)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
-        works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter))
+        works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter, t))
         if there:
             on_device.setdefault(p.device, []).append((works[-1], index))
     for device, pairs in on_device.items():
@@ -179,8 +173,8 @@ def finished(state: State) -> int:
 
 def count(work: Work) -> None:
     """One step more, where they are counted on the CPU."""
-    counter = work.state["step"].numpy() if work.counter is None else work.counter
-    counter += 1
+    counter = counter_of(work.state) if work.counter is None else work.counter
+    counter.fill(work.t)
 
 
 def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:

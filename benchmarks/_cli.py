@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="benchmarks",
         allow_abbrev=False,
         description="Time optimizer steps of this project and of its peers, side by side in one run: interleaved "
-        "rounds, ratios to fused AdamW, bytes of state and of temporaries. Exit status: 0, or 2 for wrong usage.",
+        "rounds, ratios to AdamW, bytes of state and of temporaries. Exit status: 0, or 2 for wrong usage.",
     )
     add = parser.add_argument
     names: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME"}
@@ -52,11 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--workload", **names, help=f"only these: {', '.join(WORKLOADS)}")
     add("--dtype", **names, help=f"only these: {', '.join(_options.DTYPES)}")
     add("--momentum", action=argparse.BooleanOptionalAction, help="only with, or only without, a first moment")
-    add("--optimizers", **names, help="only these, and fused AdamW; a wrong name is answered with all of them")
+    add("--optimizers", **names, help="only these, and AdamW, the baseline; a wrong name is answered with all of them")
     add("--rounds", default=_options.ROUNDS, metavar="N", help=f"steps of each optimizer ({_options.ROUNDS})")
     add("--quick", action="store_true", help="small sizes: shows that everything runs, not how fast")
-    add("--threads", metavar="N", help="of the framework on the CPU (as many as it takes by itself)")
-    add("--device", default="cpu", metavar="NAME", help="cpu or cuda (cpu)")
+    add("--threads", metavar="N", help="of torch on the CPU (as many as it takes by itself)")
+    add("--device", default="cpu", metavar="NAME", help="cpu, or another one that the framework has (cpu)")
     add("--seed", default=0, metavar="N", help="of the parameters, the gradients and the order in each round (0)")
     add(
         "--patience",
@@ -65,5 +65,5 @@ def _parser() -> argparse.ArgumentParser:
         help=f"give up on an optimizer whose first two steps take longer ({_options.PATIENCE})",
     )
     add("--json", metavar="FILE", help="write every figure as JSON")
-    add("--write-docs", action="store_true", help="write docs/performance.md and its plot")
+    add("--write-docs", action="store_true", help="write the framework's page in docs/ and its plot")
     return parser

@@ -14,10 +14,10 @@ def machine() -> dict[str, str | int]:
     return {**_environment.machine(), "memory": f"{total / 2**30:.0f} GiB"}
 
 
-def versions(compute: tuple[str, ...]) -> dict[str, str]:
-    """Versions of Python, of this project, of the packages named and of the peers."""
+def versions(compute: tuple[str, ...], peers: tuple[str, ...] = PEERS) -> dict[str, str]:
+    """Versions of Python, of this project, of the packages that compute and of the peers that have their own."""
     known = _environment.versions()
-    return {name: known[name] for name in ("python", "adafactor", *compute)} | {name: _version(name) for name in PEERS}
+    return {name: known[name] for name in ("python", "adafactor", *compute)} | {name: _version(name) for name in peers}
 
 
 def available_bytes() -> int:

@@ -11,9 +11,11 @@ from adafactor_spec.errors import nearest
 
 from ._workloads import WORKLOADS
 
-FRAMEWORKS = ("torch",)
+FRAMEWORKS = ("torch", "jax")
 DTYPES = ("float32", "bfloat16")
 ROUNDS, PATIENCE = 15, 300
+# XLA makes its pool of threads when JAX starts, one for each core that the process may use.
+NO_THREADS = {"jax": "XLA takes the cores that the process may use: taskset -c 0,1 python -m benchmarks jax"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,7 @@ def check(parsed: argparse.Namespace, optimizers: Sequence[str], devices: Sequen
         optimizers=None if parsed.optimizers is None else _chosen("--optimizers", parsed.optimizers, tuple(optimizers)),
         rounds=_count("--rounds", parsed.rounds, 1, "More rounds give a steadier median."),
         quick=parsed.quick,
-        threads=None
-        if parsed.threads is None
-        else _count("--threads", parsed.threads, 1, "Leave it out for the default."),
+        threads=_threads(parsed.framework, parsed.threads),
         device=parsed.device,
         seed=_count("--seed", parsed.seed, 0, "Every seed replays; 0 is the default."),
         patience=_count("--patience", parsed.patience, 1, f"{PATIENCE} is the default."),
@@ -111,6 +111,14 @@ def _chosen(argument: str, wanted: Sequence[str] | None, known: tuple[str, ...])
             raise wrong(argument, f"one of {', '.join(known)}", name, remedy)
     # In the known order and once each, however they were asked for.
     return tuple(name for name in known if name in (wanted or known))
+
+
+def _threads(framework: str, given: object) -> int | None:
+    if given is None:
+        return None
+    if framework in NO_THREADS:
+        raise wrong("--threads", f"left out for {framework}", given, NO_THREADS[framework])
+    return _count("--threads", given, 1, "Leave it out for the default.")
 
 
 def _count(argument: str, given: object, least: int, remedy: str) -> int:

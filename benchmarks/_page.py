@@ -1,27 +1,26 @@
-"""The generated parts of docs/performance.md, one for each framework and device, and their plots."""
+"""The generated parts of the pages on performance, one for each framework and device, and their plots."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ._columns import Column, columns
 from ._options import write as write_text
-from ._results import Case, Measured, Results
-from ._text import NOTHING, milliseconds, percent, quartiles, rounded, times
+from ._results import Case, Results
+from ._text import NOTHING, times
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE = "performance.md"
-HEAD = ("ms", "quartiles", "ratio", "× bound", "state, %", "peak, %", "first step, s")
-ON_GPU = ("launches", "host reads")
+PAGES = {"torch": "performance.md", "jax": "performance_jax.md"}
 
 
 def write(results: Results, docs: Path = DOCS) -> tuple[Path, Path]:
-    """Write the part of this framework and device into the page, in place of the one before, and its plot.
+    """Write the part of this device into the framework's page, in place of the one before, and its plot.
 
     Returns:
         The page and the plot.
     """
     from . import _plot  # matplotlib takes a second to load
 
-    page, plot = docs / PAGE, docs / "images" / image(results)
+    page, plot = docs / PAGES[results.framework], docs / "images" / image(results)
     before = page.read_text(encoding="utf-8")
     write_text("--write-docs", page, replaced(before, results))
     plot.write_bytes(_plot.draw(results))
@@ -43,7 +42,8 @@ def replaced(text: str, results: Results) -> str:
         return f"{text.rstrip()}\n\n{part}\n"
     _, closed, after = rest.partition(end)
     if not closed:
-        raise ValueError(f"docs/{PAGE} must have a line {end!r} behind {start!r}, got none. Put it back.")
+        page = PAGES[results.framework]
+        raise ValueError(f"docs/{page} must have a line {end!r} behind {start!r}, got none. Put it back.")
     return before + part + after
 
 
@@ -64,52 +64,37 @@ def section(results: Results) -> Iterator[str]:
 
 
 def _overview(cases: Sequence[Case], baseline: str) -> Iterator[str]:
-    first = cases[0]
+    first, shown = cases[0], [column for column in columns(cases) if column.in_overview]
+    names = " and ".join(column.head.partition(",")[0] for column in shown)
+    of_first = f"; {names} are those of the first column that has one" if shown else ""
     yield from (f"### {first.workload}: {first.parameters / 1e6:.3g} M parameters in {first.tensors:,} tensors", "")
-    yield from (
-        f"Time as a multiple of {baseline}; state and peak are those of the first column that has one.",
-        "",
-    )
-    columns = [case.dtype + (", momentum" if case.momentum else "") for case in cases]
+    yield from (f"Time as a multiple of {baseline}{of_first}.", "")
+    heads = [case.dtype + (", momentum" if case.momentum else "") for case in cases]
     rows = {row.label: row.ours for case in cases for row in case.measured}
-    body = (_overview_row(label, ours, cases) for label, ours in rows.items())
-    yield from _table(["", *columns, "state, %", "peak, %"], body)
+    body = (_overview_row(label, ours, cases, shown) for label, ours in rows.items())
+    yield from _table(["", *heads, *(column.head for column in shown)], body)
     yield ""
 
 
-def _overview_row(label: str, ours: bool, cases: Sequence[Case]) -> list[str]:
+def _overview_row(label: str, ours: bool, cases: Sequence[Case], shown: Sequence[Column]) -> list[str]:
     found = [next((row for row in case.measured if row.label == label), None) for case in cases]
     cells = [NOTHING if row is None else "fails" if row.error else times(row.ratio) for row in found]
     case, row = next((case, row) for case, row in zip(cases, found, strict=True) if row is not None)
-    shares = [case.share(row.state_bytes), case.share(row.peak_bytes)]
-    return [_bold(label, ours), *(_bold(cell, ours) for cell in cells), *map(percent, shares)]
+    shares = [column.cell(case, row) for column in shown]
+    return [_bold(label, ours), *(_bold(cell, ours) for cell in cells), *shares]
 
 
 def _figures(case: Case) -> Iterator[str]:
     yield from (f"**{case.title}.** Copying runs at {case.copy_bytes_per_second / 1e9:.1f} GB/s, read and written.", "")
-    on_gpu = any(row.launches is not None for row in case.measured)
-    yield from _table(["", *HEAD, *(ON_GPU if on_gpu else ())], (_row(case, row, on_gpu) for row in case.measured))
+    shown = columns([case])
+    body = ([_bold(row.label, row.ours), *(column.cell(case, row) for column in shown)] for row in case.measured)
+    yield from _table(["", *(column.head for column in shown)], body)
     yield ""
     said = [f"{row.label} fails: {row.error}" for row in case.measured if row.error is not None]
     said += [f"{row.label} warns: {line}" for row in case.measured for line in row.warnings]
     said += [f"{label} {reason} and is left out." for label, reason in case.left_out.items()]
     yield from (f"* {_escaped(line)}" for line in said)
     yield from [""] if said else []
-
-
-def _row(case: Case, row: Measured, on_gpu: bool) -> list[str]:
-    counts = [NOTHING if count is None else str(count) for count in (row.launches, row.host_reads)]
-    return [
-        _bold(row.label, row.ours),
-        milliseconds(row.milliseconds),
-        quartiles(row.milliseconds),
-        times(row.ratio),
-        rounded(row.bound_ratio),
-        percent(case.share(row.state_bytes)),
-        percent(case.share(row.peak_bytes)),
-        rounded(row.first_step_seconds),
-        *(counts if on_gpu else []),
-    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

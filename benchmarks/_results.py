@@ -13,8 +13,11 @@ class Measured:
     """One optimizer in one case. With an `error`, shortened, there are no figures.
 
     `ratio` is that of the step's time to the baseline's, `bound_ratio` that of the step's time to the time in which
-    the machine copies the bytes that three phases must move (ours only). `launches` and `host_reads` are those of one
-    step on a GPU.
+    the machine copies the bytes that three phases must move (ours only). What a framework cannot say is None:
+
+    * torch: `peak_bytes`, how far its allocated memory rises in a step; on a GPU, a step's `launches` and `host_reads`.
+    * JAX: `compilations` in all steps together, and their `compile_seconds` in XLA; `temporary_bytes` of the compiled
+      step, and `aliased_bytes` of the parameters and the state, which it writes in place.
     """
 
     optimizer: str
@@ -30,6 +33,10 @@ class Measured:
     peak_bytes: int | None = None
     launches: int | None = None
     host_reads: int | None = None
+    compile_seconds: float | None = None
+    compilations: int | None = None
+    temporary_bytes: int | None = None
+    aliased_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +62,19 @@ class Case:
         """`size` relative to the parameters' bytes."""
         return None if size is None else size / self.parameter_bytes
 
+    def donated(self, row: Measured) -> float | None:
+        """How much of the parameters and the state is written in place: 1 where donating them is fully effective."""
+        if row.aliased_bytes is None or row.state_bytes is None:
+            return None
+        return row.aliased_bytes / (self.parameter_bytes + row.state_bytes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One run. `machine` and `versions` name what it was measured on and with."""
+    """One run. `machine` and `versions` name what it was measured on and with.
+
+    `threads` is None where the framework does not say how many it takes.
+    """
 
     framework: str
     device: str
@@ -66,7 +82,7 @@ class Results:
     command: str
     quick: bool
     rounds: int
-    threads: int
+    threads: int | None
     seed: int
     baseline: str
     machine: dict[str, str | int]
@@ -81,7 +97,8 @@ class Results:
     def on(self) -> str:
         """One sentence that names the machine."""
         machine, versions = self.machine, self.versions
-        used = f"{machine['cores']} cores, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        used = f"{machine['cores']} cores{threads}"
         where = f"{machine['processor']}, {used}, {machine['memory']} of memory"
         gpu = f", {machine['accelerator']}" if "accelerator" in machine else ""
         names = [f"{name} {number}" for name, number in versions.items() if number != "not installed"]

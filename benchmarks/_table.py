@@ -6,8 +6,8 @@ from rich.text import Text
 
 from adafactor_parity import _terminal
 
-from ._results import Case, Measured, Results
-from ._text import NOTHING, milliseconds, percent, quartiles, rounded, times
+from ._columns import columns
+from ._results import Case, Results
 
 WIDTH = _terminal.WIDTH
 
@@ -36,24 +36,10 @@ def table(case: Case) -> Table:
     size = f"{case.parameters / 1e6:.3g} M parameters in {case.tensors:,} tensors"
     made = _terminal.table(f"{case.title}: {size}")
     made.add_column("", no_wrap=True)
-    on_gpu = any(row.launches is not None for row in case.measured)
-    heads = ["ms", "quartiles", "ratio", "×\nbound", "state\n%", "peak\n%", "first\nstep, s"]
-    for head in [*heads, *(["launches", "host\nreads"] if on_gpu else [])]:
-        made.add_column(head, justify="right", no_wrap=True)
+    shown = columns([case])
+    for column in shown:
+        made.add_column(column.breaks, justify="right", no_wrap=True)
     for row in case.measured:
-        counts = [NOTHING if count is None else str(count) for count in (row.launches, row.host_reads)]
         label = Text(row.label, style="bold" if row.ours else "")
-        made.add_row(label, *_cells(case, row), *(counts if on_gpu else []))
+        made.add_row(label, *(column.cell(case, row) for column in shown))
     return made
-
-
-def _cells(case: Case, row: Measured) -> list[str]:
-    return [
-        milliseconds(row.milliseconds),
-        quartiles(row.milliseconds),
-        times(row.ratio),
-        rounded(row.bound_ratio),
-        percent(case.share(row.state_bytes)),
-        percent(case.share(row.peak_bytes)),
-        rounded(row.first_step_seconds),
-    ]

@@ -11,7 +11,7 @@ def rounded(value: float | None) -> str:
         return NOTHING
     if value < 1:
         return f"{value:.2g}"
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def milliseconds(found: Spread | None) -> str:
@@ -29,6 +29,11 @@ def times(found: Spread | None) -> str:
     if found is None:
         return NOTHING
     return f"{found.median:.2f}" if found.median < 10 else rounded(found.median)
+
+
+def count(number: int | None) -> str:
+    """`1,234`."""
+    return NOTHING if number is None else f"{number:,}"
 
 
 def percent(share: float | None) -> str:

@@ -57,7 +57,8 @@ def run(options: Options) -> Results:
     chosen = {name: entry for name, entry in ENTRIES.items() if name in (*(options.optimizers or ENTRIES), BASELINE)}
     wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
     for workload, dtype, momentum in wanted:
-        _check_memory(options, workload, getattr(torch, dtype), _taking_part(chosen, momentum))
+        tensors = len(WORKLOADS[workload](options.quick))
+        _check_memory(options, workload, getattr(torch, dtype), _taking_part(chosen, momentum, tensors))
     with Progress(len(wanted) * (len(chosen) + options.rounds)) as progress:
         cases = tuple(_case(options, chosen, *case, progress) for case in wanted)
     machine = _machine.machine()
@@ -89,7 +90,7 @@ def _case(
     values, gradients = (_drawn(shapes, getattr(torch, dtype), device, options.seed + i) for i in range(2))
     contenders: dict[str, _Contender] = {}
     errors: dict[str, str] = {}
-    taking_part = _taking_part(chosen, momentum)
+    taking_part = _taking_part(chosen, momentum, len(shapes))
     for name, entry in taking_part.items():
         progress.describe(f"{workload}, {entry.label}")
         try:
@@ -121,12 +122,12 @@ def _case(
         parameter_bytes=parameter_bytes,
         copy_bytes_per_second=bandwidth,
         measured=measured,
-        left_out={entry.label: "has no momentum" for name, entry in chosen.items() if name not in taking_part},
+        left_out={entry.label: why for entry in chosen.values() if (why := entry.why_not(momentum, len(shapes)))},
     )
 
 
-def _taking_part(chosen: dict[str, Entry], momentum: bool) -> dict[str, Entry]:
-    return {name: entry for name, entry in chosen.items() if momentum in entry.momentum}
+def _taking_part(chosen: dict[str, Entry], momentum: bool, tensors: int) -> dict[str, Entry]:
+    return {name: entry for name, entry in chosen.items() if entry.why_not(momentum, tensors) is None}
 
 
 def _drawn(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
@@ -189,7 +190,8 @@ def _measured(
     milliseconds = spread([1000 * time for time in seconds[name]])
     state = state_bytes(contender.optimizer)
     bound = 1000 * bytes_to_move(parameter_bytes, state) / bandwidth
-    launches, reads = launches_and_reads(contender.step) if device.type == "cuda" else (None, None)
+    compiled = entry.compiled_step
+    launches, reads = launches_and_reads(contender.step, compiled) if device.type == "cuda" else (None, None)
     return Measured(
         optimizer=name,
         label=entry.label,
@@ -200,7 +202,7 @@ def _measured(
         ratio=ratio(seconds[name], seconds[BASELINE]) if BASELINE in seconds else None,
         bound_ratio=milliseconds.median / bound if entry.ours else None,
         state_bytes=state,
-        peak_bytes=peak_bytes(contender.step, device),
+        peak_bytes=peak_bytes(contender.step, device, compiled),
         launches=launches,
         host_reads=reads,
     )

@@ -20,8 +20,8 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(storages.values())
 
 
-def peak_bytes(step: Step, device: torch.device) -> int:
-    """How far above its start torch's allocated memory rises in one step.
+def peak_bytes(step: Step, device: torch.device, compiled: bool = False) -> int:
+    """How far above its start torch's allocated memory rises in one step, which may be a `compiled` one.
 
     On a CPU this sees what goes through torch's allocator, and nothing else.
     """
@@ -33,24 +33,26 @@ def peak_bytes(step: Step, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     allocated = peak = 0
-    for event in _trace(step, [ProfilerActivity.CPU], profile_memory=True):
+    for event in _trace(step, [ProfilerActivity.CPU], compiled, profile_memory=True):
         if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0:
             allocated += event["args"]["Bytes"]
             peak = max(peak, allocated)
     return peak
 
 
-def launches_and_reads(step: Step) -> tuple[int, int]:
+def launches_and_reads(step: Step, compiled: bool = False) -> tuple[int, int]:
     """Kernels that one step on a CUDA device launches, and copies that it makes from the device to the host."""
-    events = _trace(step, [ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    events = _trace(step, [ProfilerActivity.CPU, ProfilerActivity.CUDA], compiled)
     kernels = sum(event.get("cat") == "kernel" for event in events)
     reads = sum("DtoH" in event.get("name", "") for event in events if event.get("cat") == "gpu_memcpy")
     return kernels, reads
 
 
-def _trace(step: Step, activities: list[ProfilerActivity], profile_memory: bool = False) -> list[dict[str, Any]]:
-    """The events of one step, in order. One goes before it: a profiler makes a compiled step compile anew."""
-    for _ in range(2):
+def _trace(
+    step: Step, activities: list[ProfilerActivity], compiled: bool, profile_memory: bool = False
+) -> list[dict[str, Any]]:
+    """The events of one step, in order."""
+    for _ in range(1 + compiled):  # a profiler makes a compiled step compile anew
         with profile(activities=activities, profile_memory=profile_memory) as profiler:
             step()
             if ProfilerActivity.CUDA in activities:

@@ -14,6 +14,9 @@ Build = Callable[[list[Tensor], bool], torch.optim.Optimizer]
 
 BETA1 = 0.9
 BASELINE = "adamw-fused"
+# The time that Inductor takes for an operator that writes tensors grows with the square of their number: on two cores
+# 3 s for 100 tensors, 8 s for 200, 24 s for 400.
+MOST_COMPILED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,14 @@ class Entry:
     full_states: int = 0
     ours: bool = False
     compiled_step: bool = False
+
+    def why_not(self, momentum: bool, tensors: int) -> str | None:
+        """The reason for which this one has no part in a case."""
+        if momentum not in self.momentum:
+            return "has no momentum"
+        if self.compiled_step and tensors > MOST_COMPILED:
+            return f"takes torch minutes to compile for {tensors:,} tensors"
+        return None
 
 
 def _sgd(params: list[Tensor], momentum: bool) -> torch.optim.Optimizer:

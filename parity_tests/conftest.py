@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import jax
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,6 @@ settings.load_profile("replay")
 
 # The tensors are tiny and the workers share the cores: waking further threads costs more than they do.
 torch.set_num_threads(1)
+
+# Tests of sharded runs need several devices, and only before the first use of JAX can they be asked for.
+jax.config.update("jax_num_cpu_devices", 8)

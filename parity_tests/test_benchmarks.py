@@ -18,6 +18,7 @@ from benchmarks import _cli, _page
 from benchmarks._patience import patience
 from benchmarks._results import Case, Measured, Results
 from benchmarks._rounds import Spread, bytes_to_move, interleaved, ratio, spread
+from benchmarks._text import rounded
 from benchmarks._torch_memory import peak_bytes, state_bytes
 from benchmarks._torch_optimizers import BASELINE, ENTRIES
 from benchmarks._workloads import WORKLOADS
@@ -60,6 +61,14 @@ def test_every_round_calls_each_once_in_an_order_that_replays() -> None:
 def test_bytes_to_move_are_six_numbers_per_parameter_and_the_state_twice() -> None:
     assert bytes_to_move(parameter_bytes=400, state_bytes=0) == 6 * 400
     assert bytes_to_move(parameter_bytes=400, state_bytes=404) == 6 * 400 + 2 * 404
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.052, "0.052"), (7.314, "7.31"), (9.996, "10.0"), (12.34, "12.3"), (99.97, "100"), (123.4, "123"), (None, "-")],
+)
+def test_figures_have_two_or_three_digits(value: float | None, text: str) -> None:
+    assert rounded(value) == text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,7 @@ def test_what_fails_is_reported_and_the_others_are_measured(quick: dict[str, Any
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["jaxx"], "FRAMEWORK must be one of torch"),
+        (["tensorflow"], "FRAMEWORK must be one of torch, jax, got 'tensorflow'"),
         (["torch", "--workload", "transfomer"], "--workload must be one of transformer, .*Did you mean 'transformer'"),
         (["torch", "--optimizers", "ours"], "--optimizers must be one of sgd-foreach, "),
         (["torch", "--dtype", "float16"], "--dtype must be one of float32, bfloat16, got 'float16'"),
@@ -264,6 +273,7 @@ def test_the_page_and_its_plot_are_written(tmp_path: Path) -> None:
 
 
 def test_what_is_not_torch_needs_no_framework() -> None:
-    code = "import sys; from benchmarks import _cli, _page, _plot, _table; print({'torch', 'jax'} & set(sys.modules))"
+    modules = "_cli, _page, _plot, _shared, _table"
+    code = f"import sys; from benchmarks import {modules}; print({{'torch', 'jax'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -263,7 +263,7 @@ def test_a_piece_needs_the_parameters(name: str) -> None:
 
 def test_every_piece_is_tested_and_knows_its_name() -> None:
     public = {name: getattr(pieces, name) for name in pieces.__all__ if inspect.isfunction(getattr(pieces, name))}
-    assert set(public) == {*PIECES, "adafactor"}
+    assert set(public) == {*PIECES, "adafactor", "state_shardings"}
     assert {name: function.__name__ for name, function in public.items()} == {name: name for name in public}
 
 

@@ -1,0 +1,88 @@
+"""What the runs of all frameworks share: who takes part, whether the memory is enough, messages in short."""
+
+import contextlib
+import gc
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Protocol, TypeVar
+
+from adafactor_parity._errors import UsageError
+
+from ._options import Options
+from ._workloads import WORKLOADS
+
+COPY = "copy"  # the machine's own speed, measured in the same rounds
+COPY_NUMBERS, QUICK_COPY_NUMBERS = 2**27, 2**20  # of float32: 512 MiB, beyond every cache, and 4 MiB
+FOLDERS = re.compile(r"(?<![\w./:])/(?:[\w.@+-]+/)+")  # what stands before a file in an absolute path
+LONGEST_MESSAGE = 300  # characters of an error or a warning
+
+
+class TakesPart(Protocol):
+    """An optimizer of a framework: in its table, with the fields that a run needs."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def momentum(self) -> tuple[bool, ...]: ...
+
+    @property
+    def full_states(self) -> int: ...
+
+
+Entry = TypeVar("Entry", bound=TakesPart)
+
+
+def chosen(entries: Mapping[str, Entry], options: Options, baseline: str) -> dict[str, Entry]:
+    """Those that are asked for, and the baseline."""
+    wanted = (*(options.optimizers or entries), baseline)
+    return {name: entry for name, entry in entries.items() if name in wanted}
+
+
+def taking_part(entries: Mapping[str, Entry], momentum: bool) -> dict[str, Entry]:
+    """Those that have this form."""
+    return {name: entry for name, entry in entries.items() if momentum in entry.momentum}
+
+
+def left_out(entries: Mapping[str, Entry], momentum: bool) -> dict[str, str]:
+    """Label to reason, of the others."""
+    return {entry.label: "has no momentum" for entry in entries.values() if momentum not in entry.momentum}
+
+
+def copy_numbers(quick: bool) -> int:
+    """How many float32 numbers are copied."""
+    return QUICK_COPY_NUMBERS if quick else COPY_NUMBERS
+
+
+def check_memory(
+    options: Options, workload: str, dtype: str, itemsize: int, entries: Mapping[str, Entry], free: int
+) -> None:
+    """Raise UsageError where `free` bytes are too few for these optimizers side by side."""
+    size = itemsize * sum(map(prod, WORKLOADS[workload](options.quick)))
+    # Each has its own parameters, its state and a momentum; beside them are the first values, the gradients, and up
+    # to three copies of temporaries.
+    copies = 5 + sum(2 + entry.full_states for entry in entries.values())
+    need = copies * size + 2 * 4 * copy_numbers(options.quick)
+    if need > free:
+        raise UsageError(
+            f"the workload {workload} in {dtype} needs about {need / 2**30:.1f} GiB for {len(entries)} optimizers, "
+            f"and {free / 2**30:.1f} GiB are free. Name fewer with --optimizers."
+        )
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """No garbage collection inside, which would meet one of the optimizers."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def in_short(text: str) -> str:
+    """One line that names no folder of the machine that the page was made on."""
+    return textwrap.shorten(FOLDERS.sub("", text), LONGEST_MESSAGE, placeholder=" ...")

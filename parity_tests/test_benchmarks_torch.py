@@ -1,0 +1,16 @@
+"""Who has a part in a case of the torch benchmark."""
+
+from benchmarks._torch_optimizers import ENTRIES
+from benchmarks._workloads import WORKLOADS
+
+
+def test_a_step_is_compiled_for_some_tensors_and_not_for_thousands() -> None:
+    tensors = {name: len(shapes(False)) for name, shapes in WORKLOADS.items()}
+    said = {name: ENTRIES["ours-compiled-step"].why_not(False, count) for name, count in tensors.items()}
+    assert said == {
+        "transformer": None,
+        "convnet": None,
+        "small": "takes torch minutes to compile for 2,000 tensors",
+    }
+    assert all(ENTRIES[name].why_not(False, 2000) is None for name in ENTRIES if name != "ours-compiled-step")
+    assert ENTRIES["torch-adafactor"].why_not(True, 1) == "has no momentum"
