@@ -3,10 +3,11 @@
 import math
 from typing import Any, Literal
 
+import jax
 import optax
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
-from adafactor_spec.errors import check_flag, refuse_unknown_keywords
+from adafactor_spec.errors import check_flag, refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
 
@@ -14,6 +15,7 @@ from . import _pieces as pieces
 from ._moments import momentum, scale_by_factored_rms
 from ._optimizer import optimizer
 from ._rounding import Rounding
+from ._split import Split
 from ._step import Piece
 
 _REMEDIES = {
@@ -32,6 +34,8 @@ def adafactor(
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
     seed: int | None = None,
     telemetry: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+    specs: Any = None,
     relative_step: bool = AS_THE_RECIPE_SAYS,
     multiply_by_parameter_scale: bool | per_name = AS_THE_RECIPE_SAYS,
     eps2: float = AS_THE_RECIPE_SAYS,
@@ -66,6 +70,10 @@ def adafactor(
             at the same position; "kahan", to nearest, and what that cuts off is kept in bfloat16 for the next step.
         seed: of those bits, from 0 to 2^32 - 1. None is 0, and no hyperparameter for `optax.inject_hyperparams`.
         telemetry: whether the state has `telemetry`: `step_size`, `update_rms`, `clip_factor`, `parameter_rms`.
+        mesh: sum over devices twice per axis of this mesh, for all parameters together. None leaves sums to XLA, which
+            makes one or more for each parameter.
+        specs: with a mesh, how the parameters lie on it: a tree of PartitionSpecs or a prefix of one. None asks the
+            parameters, which say so on an Explicit mesh.
         relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
             amsgrad, clipping_threshold, beta1, momentum_of, debias, momentum_dtype, momentum_rounding, weight_decay,
             weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
@@ -118,10 +126,13 @@ def adafactor(
         must_be_given = "This recipe has no default: give one."
         check_schedule("learning_rate", fields.get("lr"), at_least=0, remedy=must_be_given)
     check_flag("telemetry", telemetry)
+    if specs is not None and mesh is None:
+        raise refusal("specs", "None without a mesh", specs, "Give the mesh, too: mesh=..., specs=...")
     chosen = replace(base, **fields)
     chain = optax.chain(*chain_of(chosen, weight_decay_mask, telemetry=telemetry))
     scales = chosen.multiply_by_parameter_scale is not False
-    return optimizer(chain, chosen.factoring, Rounding(rounding, 0 if seed is None else seed), telemetry, scales)
+    split = None if mesh is None else Split(mesh, specs)
+    return optimizer(chain, chosen.factoring, Rounding(rounding, 0 if seed is None else seed), telemetry, scales, split)
 
 
 def chain_of(recipe: Recipe, mask: Any = None, *, telemetry: bool = False) -> list[Piece]:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from adafactor_spec.factoring import Rule
 
@@ -11,8 +12,11 @@ from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, nee
 from ._recomputed import Recomputed
 from ._rounding import Rounding
 from ._shardings import zeros_like
+from ._split import Split
 from ._standalone import next_count
-from ._step import Piece, Step, Telemetry
+from ._step import Piece, Step, Telemetry, local
+
+ByLeaf = dict[int, Any]  # what there is of some leaves, by their position
 
 
 class AdafactorState(NamedTuple):
@@ -24,7 +28,9 @@ class AdafactorState(NamedTuple):
     telemetry: Telemetry | None
 
 
-def optimizer(chain: Piece, rule: Rule, rounding: Rounding, telemetry: bool, scales: bool) -> GradientTransformation:
+def optimizer(
+    chain: Piece, rule: Rule, rounding: Rounding, telemetry: bool, scales: bool, split: Split | None
+) -> GradientTransformation:
     """The transformation of a chain.
 
     Args:
@@ -33,6 +39,7 @@ def optimizer(chain: Piece, rule: Rule, rounding: Rounding, telemetry: bool, sca
         rounding: how a 16-bit parameter is rounded.
         telemetry: whether the state has `Telemetry`.
         scales: whether a piece of the chain asks for RMS(p).
+        split: how the parameters lie on a mesh, for one sum over devices per phase; None leaves that to XLA.
     """
 
     def untold(leaf: Leaf, p: Any) -> jax.Array:
@@ -59,53 +66,70 @@ def optimizer(chain: Piece, rule: Rule, rounding: Rounding, telemetry: bool, sca
         grads = updates_of(updates, leaves, structure)
         kept = structure.flatten_up_to(state.compensation)
         count, t = next_count(state.count)
-        given = [
-            None if g is None else Recomputed.of(jnp.asarray(g), leaf.compute)
-            for leaf, g in zip(leaves, grads, strict=True)
-        ]
-        before = [_parameter(*row) for row in zip(leaves, values, kept, strict=True)]
-        step = Step(t, leaves, before, params, scaled=[rule] if scales or telemetry else [])
-        made, inner = chain.update(given, state.inner, params, step=step)
+        specs = None if split is None else split.specs_of(params, leaves, rule)
 
-        def one(leaf: Leaf, u: Recomputed | None, g: Any, p: Any, c: Any) -> tuple[Any, Any]:
-            if u is None:
+        def phases(t: jax.Array, grads: ByLeaf, inner: Any, values: ByLeaf, kept: ByLeaf) -> tuple[ByLeaf, Any, Any]:
+            means = local if split is None or specs is None else split.means(specs)
+            before = [_parameter(leaf, values[leaf.position], kept.get(leaf.position)) for leaf in leaves]
+            step = Step(t, leaves, before, params, means, [rule] if scales or telemetry else [])
+            given = [Recomputed.of(grads[i], leaf.compute) if i in grads else None for i, leaf in enumerate(leaves)]
+            made, inner = chain.update(given, inner, params, step=step)
+            told = {i: _told(step, rule, i) for i in grads} if telemetry else {}
+            return {i: u.value for i, u in enumerate(made) if u is not None}, inner, told
+
+        if split is not None and specs is not None:
+            told_at = {leaf.position: _batch_of(specs[leaf.position], leaf, rule) for leaf in leaves if telemetry}
+            phases = split.over(phases, chain, params, specs, told_at)
+        made, inner, told = phases(t, _present(grads), state.inner, _present(values), _present(kept))
+
+        def one(leaf: Leaf, g: Any, p: Any, c: Any) -> tuple[Any, Any]:
+            if g is None:
                 return None, c
-            return rounding.update(u.value, p, c, jnp.result_type(g), leaf, t)
+            return rounding.update(made[leaf.position], p, c, jnp.result_type(g), leaf, t)
 
-        out, kept = columns(2, one, leaves, made, grads, values, kept)
-        told = None if state.telemetry is None else _told(step, rule, state.telemetry, structure)
-        return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), told)
+        out, kept = columns(2, one, leaves, grads, values, kept)
+        shown = None if state.telemetry is None else _shown(told, state.telemetry, structure)
+        return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), shown)
 
     return GradientTransformation(init, update)
 
 
-def _parameter(leaf: Leaf, p: Any, kept: jax.Array | None) -> Recomputed:
+def _present(values: list[Any]) -> ByLeaf:
+    """What there is, by position."""
+    return {position: jnp.asarray(value) for position, value in enumerate(values) if value is not None}
+
+
+def _parameter(leaf: Leaf, p: jax.Array, kept: jax.Array | None) -> Recomputed:
     """A parameter in the computing dtype, with what its last rounding cut off."""
-    value = Recomputed.of(jnp.asarray(p), leaf.compute)
+    value = Recomputed.of(p, leaf.compute)
     if kept is None:
         return value
     cut = Recomputed.of(kept, leaf.compute)
     return Recomputed(lambda scale: value.read(scale) + cut.read(scale), value.shape)
 
 
-def _told(step: Step, rule: Rule, before: Telemetry, structure: Any) -> Telemetry:
-    """The telemetry of this step; that of the one before where a leaf had no gradient."""
-    step.telemetry["parameter_rms"] = step.parameter_rms(rule)
+def _batch_of(spec: PartitionSpec, leaf: Leaf, rule: Rule) -> PartitionSpec:
+    """How the telemetry of a parameter lies: its batch axes as the parameter's."""
+    return PartitionSpec(*(spec[axis] for axis in leaf.plan(rule).batch))
+
+
+def _told(step: Step, rule: Rule, position: int) -> Telemetry:
+    """The telemetry of one parameter in this step, with its batch axes and no others."""
+    p_rms = step.parameter_rms(rule)[position]
+    shape = tuple(p_rms.shape[axis] for axis in step.leaves[position].plan(rule).batch)
+
+    def one(name: str) -> jax.Array:
+        value = p_rms if name == "parameter_rms" else step.telemetry[name][position]
+        return jnp.broadcast_to(value, p_rms.shape).reshape(shape).astype(jnp.float32)
+
+    return Telemetry(*map(one, Telemetry._fields))
+
+
+def _shown(told: dict[int, Telemetry], before: Telemetry, structure: Any) -> Telemetry:
+    """The telemetry as trees; that of the step before where a leaf had no gradient."""
 
     def tree(name: str) -> Tree:
-        def one(old: jax.Array, new: jax.Array, there: Any) -> jax.Array:
-            return (
-                old
-                if there is None
-                else jnp.broadcast_to(jnp.ravel(new), old.size).reshape(old.shape).astype(old.dtype)
-            )
+        old = structure.flatten_up_to(getattr(before, name))
+        return tree_of(structure, [getattr(told[i], name) if i in told else x for i, x in enumerate(old)])
 
-        rows = zip(
-            structure.flatten_up_to(getattr(before, name)),
-            step.telemetry[name],
-            step.telemetry["update_rms"],
-            strict=True,
-        )
-        return tree_of(structure, [one(*row) for row in rows])
-
-    return Telemetry(**{name: tree(name) for name in Telemetry._fields})
+    return Telemetry(*map(tree, Telemetry._fields))

@@ -129,7 +129,7 @@ def test_a_remedy_works(keyword: str) -> None:
 
 def test_the_signature_has_every_field() -> None:
     known = dict(inspect.signature(adafactor).parameters)
-    options = ["learning_rate", "recipe", "weight_decay_mask", "rounding", "seed", "telemetry"]
+    options = ["learning_rate", "recipe", "weight_decay_mask", "rounding", "seed", "telemetry", "mesh", "specs"]
     assert list(known) == [*options, *(name for name in FIELDS if name != "lr")]
 
 
