@@ -71,7 +71,7 @@ def optimizer(
         def phases(t: jax.Array, grads: ByLeaf, inner: Any, values: ByLeaf, kept: ByLeaf) -> tuple[ByLeaf, Any, Any]:
             means = local if split is None or specs is None else split.means(specs)
             before = [_parameter(leaf, values[leaf.position], kept.get(leaf.position)) for leaf in leaves]
-            step = Step(t, leaves, before, params, means, [rule] if scales or telemetry else [])
+            step = Step(t, leaves, before, means, [rule] if scales or telemetry else [])
             given = [Recomputed.of(grads[i], leaf.compute) if i in grads else None for i, leaf in enumerate(leaves)]
             made, inner = chain.update(given, inner, params, step=step)
             told = {i: _told(step, rule, i) for i in grads} if telemetry else {}

@@ -52,7 +52,7 @@ def _counted(piece: Piece) -> GradientTransformation:
             None if g is None else Recomputed.of(jnp.asarray(g), leaf.compute)
             for leaf, g in zip(leaves, grads, strict=True)
         ]
-        made, inner = piece.update(given, state.inner, params, step=Step(t, leaves, read, params))
+        made, inner = piece.update(given, state.inner, params, step=Step(t, leaves, read))
         out = [None if u is None else u.value.astype(jnp.result_type(g)) for u, g in zip(made, grads, strict=True)]
         return tree_of(structure, out), CountedState(count, inner)
 

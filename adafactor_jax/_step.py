@@ -51,7 +51,6 @@ class Step:
         t: its number, 1 at the first update: a whole number.
         leaves: what is static about each parameter.
         params: the parameters in the computing dtype, in the order of the leaves.
-        tree: the parameters as the caller gave them.
         telemetry: what pieces tell: a name of `Telemetry` to a value for each leaf.
     """
 
@@ -60,11 +59,10 @@ class Step:
         t: jax.Array,
         leaves: list[Leaf],
         params: list[Recomputed],
-        tree: Tree,
         means: Means = local,
         scaled: Sequence[Rule] = (),
     ) -> None:
-        self.t, self.leaves, self.params, self.tree = t, leaves, params, tree
+        self.t, self.leaves, self.params = t, leaves, params
         self.telemetry: dict[str, list[Any]] = {}
         self.split = means is not local
         self._means, self._scaled = means, scaled

@@ -63,7 +63,7 @@ class Compiled:
 
     def __init__(self) -> None:
         self._carries = True  # sums of p^2
-        self._rows: dict[Tensor, _Row] = {}
+        self.rows: dict[Tensor, _Row] = {}
 
     def step(self, works: list[Work], amp: Amp, steady: Steady | None) -> bool:
         """One step of every parameter; False, and nothing done, where there is no compiled library."""
@@ -90,9 +90,9 @@ class Compiled:
         )
 
     def _row(self, work: Work) -> "_Row":
-        row = self._rows.get(work.p)
+        row = self.rows.get(work.p)
         if row is None or not row.fits(work):
-            row = self._rows[work.p] = _Row(work)
+            row = self.rows[work.p] = _Row(work)
         return row
 
 

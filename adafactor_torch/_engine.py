@@ -1,7 +1,7 @@
 """From gradients to works, and from works to a path: the order of a step over all groups."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Engine:
         self._skipped: dict[Tensor, Tensor] = {}
         self._steady: dict[int, Steady] = {}  # of a group's last step, for as long as the next is like it
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
+        self._ids: list[int] = []  # of all parameters in the last step
 
     def step(self, optimizer: "Adafactor", only: Tensor | None = None) -> None:
         """One step of every parameter with a gradient, or of one."""
@@ -59,7 +60,22 @@ class Engine:
                 self._steady.pop(number, None)
                 found.append((number, first, self._anew(optimizer, group, given_of(group, first))))
             first += len(group["params"])
+        self._hold_only(optimizer.param_groups)
         return found
+
+    def _hold_only(self, groups: list[Group]) -> None:
+        """Let go of parameters that have left the groups: others may take their places again and again."""
+        params = [p for group in groups for p in group["params"]]
+        ids = list(map(id, params))
+        if ids == self._ids:
+            return
+        self._ids, ours = ids, set(params)
+        mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._told, self._skipped)
+        for known in (*mine, self._settings.known, self._settings.places, self._paths.compiled.rows):
+            for p in known.keys() - ours:
+                del known[p]
+        self._steady = {number: steady for number, steady in self._steady.items() if number < len(groups)}
+        self._latest.clear()  # by the numbers of groups, which may have moved up
 
     def _one(self, optimizer: "Adafactor", p: Tensor) -> _Found:
         number, place, position = self._settings.place_of(p, optimizer.param_groups)

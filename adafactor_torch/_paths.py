@@ -34,7 +34,7 @@ class Paths:
     """The paths of one optimizer, and what they remember between steps."""
 
     def __init__(self) -> None:
-        self._compiled = Compiled()
+        self.compiled = Compiled()
 
     def step(self, group: Group, works: list[Work], amp: Amp, steady: Steady | None) -> None:
         """One step of parameters of one group, in place."""
@@ -49,7 +49,7 @@ class Paths:
 
     def _step(self, group: Group, works: list[Work], amp: Amp, device: str, steady: Steady | None = None) -> None:
         if is_fused(group, device):
-            if device == "cpu" and self._compiled.step(works, amp, steady):
+            if device == "cpu" and self.compiled.step(works, amp, steady):
                 return
             if device != "cpu" and (kernels := triton_path()) is not None:
                 kernels.step(works, amp)

@@ -1,4 +1,4 @@
-"""The common case of `_blocks.py` in as few passes as eager torch has: matrices with g, p, R and C, nothing more."""
+"""The common case of `_blocks.py` in as few passes as eager torch has: matrices, at most with a momentum of u."""
 
 import math
 from itertools import groupby
@@ -16,8 +16,16 @@ def is_plain(part: Part) -> bool:
     """Whether a part is of the common case."""
     setting, recipe = part.setting, part.setting.recipe
     kinds = part.p.dtype == part.g.dtype == setting.compute and part.plan.factored and part.amp.grad_scale is None
-    options = setting.floor is not None or recipe.amsgrad or setting.averages or recipe.decays
+    options = setting.floor is not None or recipe.amsgrad or recipe.decays or not _has_plain_momentum(part)
     return kinds and not options and not part.across and part.work.telemetry is None and setting.eps1 >= EPS1
+
+
+def _has_plain_momentum(part: Part) -> bool:
+    """Whether a part has no momentum, or one of the clipped u that no storing rounds."""
+    setting = part.setting
+    if setting.averages is None:
+        return True
+    return setting.averages == "update" and part.state["m"].dtype == setting.compute and not setting.recipe.debias
 
 
 def advance_plain(part: Part) -> None:
@@ -28,22 +36,29 @@ def advance_plain(part: Part) -> None:
     row_scale, col_scale = _update_factors(part, gs, rooms)
     cols = cut(col_scale)
     count = math.prod(part.sizes[1:])
-    factor = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
+    size = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
     norms = torch.empty_like(row_scale)  # of rows, in one pass: torch is slow to add all of a block to one number
     if setting.clips:
         for g, x, col, norm in zip(gs, rooms, cols, cut(norms), strict=True):
             torch.linalg.vector_norm(torch.mul(g, col, out=x), dim=3, keepdim=True, out=norm)
         u_rms = torch.linalg.vector_norm(norms.mul_(row_scale), dim=OWN, keepdim=True) / math.sqrt(count)
-        factor /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
+        row_scale /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
     if recipe.multiply_by_parameter_scale:
         for p, norm in zip(ps, cut(norms), strict=True):
             torch.linalg.vector_norm(p, dim=3, keepdim=True, out=norm)
         p_rms = torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(count)
-        factor *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
-    row_scale *= factor
-    for g, p, x, row, col in zip(gs, ps, rooms, cut(row_scale), cols, strict=True):
+        size *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
+    sign, beta1 = -1.0 if part.work.maximize else 1.0, part.now.beta1
+    ms = cut(part.state["m"]) if beta1 is not None else [None] * len(ps)
+    row_scale *= size if beta1 is None else part.now.beta1_complement
+    for g, p, m, x, row, col, own_size in zip(gs, ps, ms, rooms, cut(row_scale), cols, cut(size), strict=True):
         # Columns first, as in the reference: a product of scales can overflow where g is 0.
-        p.addcmul_(torch.mul(g, col, out=x), row, value=1.0 if part.work.maximize else -1.0)
+        torch.mul(g, col, out=x)
+        if m is None:
+            p.addcmul_(x, row, value=-sign)
+        else:
+            m.mul_(beta1).addcmul_(x, row, value=sign)
+            p.sub_(torch.mul(m, own_size, out=x))
     part.write_copies()
 
 

@@ -31,7 +31,8 @@ class Steady:
         self.table: Any = None  # what a path has made of the works
         self._form, self._options = form_of(group), _options_of(group)
         by_parameter = {work.p: work for work in works}
-        self._places = [by_parameter.get(p) for p in group["params"]]
+        # A parameter that stands twice in its group has one work; then no step is taken for one like this.
+        self._places = [by_parameter.pop(p, None) for p in group["params"]]
         # Held, so that no other tensor comes to have the address of one of these.
         self._held = [tuple(work.state.values()) for work in works]
         self._facts = [None if work is None else _facts(work.p, work.grad, work.state) for work in self._places]
@@ -55,8 +56,8 @@ class Steady:
                 return False
             if grad is None or work is None:
                 continue
-            # A state is of one parameter, so whoever has this one is the parameter of the work.
-            if states.get(p) is not work.state or grad.layout is not torch.strided:
+            # Another object may have the state and the memory of this one, but it has a version counter of its own.
+            if p is not work.p or states.get(p) is not work.state or grad.layout is not torch.strided:
                 return False
             if facts != _facts(p, grad, work.state):
                 return False

@@ -32,10 +32,10 @@ class Settings:
     """The settings of parameters, decided once and again only where something has changed."""
 
     def __init__(self) -> None:
-        self._known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
+        self.known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
         self._forms: dict[tuple[Any, ...], tuple[Recipe, Recipe]] = {}
         self._settings: dict[tuple[Any, ...], Setting] = {}
-        self._places: dict[Tensor, tuple[int, int, int]] = {}
+        self.places: dict[Tensor, tuple[int, int, int]] = {}
         self._counts: list[int] = []  # of parameters in the groups when the places were taken
         # With what the key names by its address, so that nothing else comes to be there.
         self._numbers: dict[tuple[int, Any, int], tuple[Recipe, Any, Numbers]] = {}
@@ -46,17 +46,17 @@ class Settings:
         Raises:
             ValueError: it is not one of theirs.
         """
-        number, place, position = self._places.get(p, (0, -1, 0))
+        number, place, position = self.places.get(p, (0, -1, 0))
         counts = [len(group["params"]) for group in groups]
         if counts != self._counts or place < 0 or groups[number]["params"][place] is not p:
-            self._places, self._counts, position = {}, counts, 0
+            self.places, self._counts, position = {}, counts, 0
             for number, group in enumerate(groups):
                 for place, known in enumerate(group["params"]):
-                    self._places[known] = number, place, position
+                    self.places.setdefault(known, (number, place, position))
                     position += 1
-            if p not in self._places:
+            if p not in self.places:
                 raise refusal("p", "a parameter of this optimizer", f"a tensor of shape {tuple(p.shape)}")
-        return self._places[p]
+        return self.places[p]
 
     def numbers(self, recipe: Recipe, lr: Any, t: int) -> Numbers:
         """The numbers of step t of a parameter's recipe under a learning rate, computed once."""
@@ -70,7 +70,7 @@ class Settings:
 
     def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> Setting:
         """The setting of one parameter; `form` is its group's recipe as `form_of` gives it."""
-        known = self._known.get(p)
+        known = self.known.get(p)
         if known is not None:
             of_form, of_rounding, setting = known
             if of_form is form and of_rounding == rounding and setting.is_of(p):
@@ -86,13 +86,19 @@ class Settings:
         values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding
         # One object for all parameters of a kind, too.
         setting = self._settings.setdefault((id(own), *values_of[1:]), Setting(*values_of))
-        self._known[p] = (form, rounding, setting)
+        self.known[p] = (form, rounding, setting)
         return setting
 
 
 def given_of(group: Group, first: int) -> list[Given]:
-    """The parameters of a group, whose first one has the position `first` among all."""
-    return [(first + place, name, p) for place, (name, p) in enumerate(named(group))]
+    """The parameters of a group, whose first one has the position `first` among all.
+
+    One that stands there twice, of which torch warns, takes one step: two would have the same number.
+    """
+    given: dict[Tensor, Given] = {}
+    for place, (name, p) in enumerate(named(group)):
+        given.setdefault(p, (first + place, name, p))
+    return list(given.values())
 
 
 def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:

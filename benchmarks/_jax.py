@@ -64,7 +64,7 @@ def run(options: Options) -> Results:
     chosen = _shared.chosen(ENTRIES, options, BASELINE)
     wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
     for workload, dtype, momentum in wanted:
-        part = _shared.taking_part(chosen, momentum)
+        part = _shared.taking_part(chosen, momentum, len(WORKLOADS[workload](options.quick)))
         _shared.check_memory(options, workload, dtype, jnp.dtype(dtype).itemsize, part, _free_bytes(device))
     # A default and no jax.device_put: a committed array among the arguments would be another program.
     with (
@@ -100,7 +100,7 @@ def _case(
     values, gradients = (_drawn(shapes, dtype, options.seed + i) for i in range(2))
     contenders: dict[str, _Contender] = {}
     errors: dict[str, str] = {}
-    part = _shared.taking_part(chosen, momentum)
+    part = _shared.taking_part(chosen, momentum, len(shapes))
     for name, entry in part.items():
         progress.describe(f"{workload}, {entry.label}")
         try:
@@ -131,7 +131,7 @@ def _case(
         parameter_bytes=parameter_bytes,
         copy_bytes_per_second=bandwidth,
         measured=measured,
-        left_out=_shared.left_out(chosen, momentum),
+        left_out=_shared.left_out(chosen, momentum, len(shapes)),
     )
 
 

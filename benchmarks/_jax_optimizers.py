@@ -28,6 +28,10 @@ class Entry:
     full_states: int = 0
     ours: bool = False
 
+    def why_not(self, momentum: bool, tensors: int) -> str | None:
+        """The reason for which this one has no part in a case."""
+        return None if momentum in self.momentum else "has no momentum"
+
 
 def _relative_step(count: jax.typing.ArrayLike) -> jax.Array:
     """The paper's min(1e-2, t^-1/2), which optax has no name for; `count` is t - 1."""

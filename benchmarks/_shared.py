@@ -26,10 +26,9 @@ class TakesPart(Protocol):
     def label(self) -> str: ...
 
     @property
-    def momentum(self) -> tuple[bool, ...]: ...
-
-    @property
     def full_states(self) -> int: ...
+
+    def why_not(self, momentum: bool, tensors: int) -> str | None: ...
 
 
 Entry = TypeVar("Entry", bound=TakesPart)
@@ -41,14 +40,14 @@ def chosen(entries: Mapping[str, Entry], options: Options, baseline: str) -> dic
     return {name: entry for name, entry in entries.items() if name in wanted}
 
 
-def taking_part(entries: Mapping[str, Entry], momentum: bool) -> dict[str, Entry]:
-    """Those that have this form."""
-    return {name: entry for name, entry in entries.items() if momentum in entry.momentum}
+def taking_part(entries: Mapping[str, Entry], momentum: bool, tensors: int) -> dict[str, Entry]:
+    """Those with a part in a case of that many tensors, with momentum or without."""
+    return {name: entry for name, entry in entries.items() if entry.why_not(momentum, tensors) is None}
 
 
-def left_out(entries: Mapping[str, Entry], momentum: bool) -> dict[str, str]:
+def left_out(entries: Mapping[str, Entry], momentum: bool, tensors: int) -> dict[str, str]:
     """Label to reason, of the others."""
-    return {entry.label: "has no momentum" for entry in entries.values() if momentum not in entry.momentum}
+    return {entry.label: why for entry in entries.values() if (why := entry.why_not(momentum, tensors))}
 
 
 def copy_numbers(quick: bool) -> int:

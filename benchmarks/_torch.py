@@ -1,14 +1,11 @@
 """The run in torch: every case, every optimizer. Only steps are timed: parameters and fixed gradients, no model."""
 
-import contextlib
 import datetime
 import gc
 import os
-import re
-import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -17,10 +14,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch loads: its profi
 import torch
 from torch import Tensor
 
-from adafactor_parity._errors import UsageError
 from adafactor_parity._progress import Progress
 
-from . import _machine
+from . import _machine, _shared
 from ._options import Options
 from ._patience import patience
 from ._results import Case, Measured, Results
@@ -30,10 +26,6 @@ from ._torch_optimizers import BASELINE, ENTRIES, Entry
 from ._workloads import WORKLOADS, Shape
 
 OPTIMIZERS = tuple(ENTRIES)
-COPY = "copy"  # the machine's own speed, measured in the same rounds
-COPY_NUMBERS, QUICK_COPY_NUMBERS = 2**27, 2**20  # of float32: 512 MiB, beyond every cache, and 4 MiB
-FOLDERS = re.compile(r"(?<![\w./:])/(?:[\w.@+-]+/)+")  # what stands before a file in an absolute path
-LONGEST_MESSAGE = 300  # characters of an error or a warning
 
 
 @dataclass(kw_only=True)
@@ -54,11 +46,12 @@ def run(options: Options) -> Results:
     """Measure every case. Raises UsageError where the memory is too small for one."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    chosen = {name: entry for name, entry in ENTRIES.items() if name in (*(options.optimizers or ENTRIES), BASELINE)}
+    chosen = _shared.chosen(ENTRIES, options, BASELINE)
+    free = torch.cuda.mem_get_info()[0] if options.device == "cuda" else _machine.available_bytes()
     wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
     for workload, dtype, momentum in wanted:
-        tensors = len(WORKLOADS[workload](options.quick))
-        _check_memory(options, workload, getattr(torch, dtype), _taking_part(chosen, momentum, tensors))
+        part = _shared.taking_part(chosen, momentum, len(WORKLOADS[workload](options.quick)))
+        _shared.check_memory(options, workload, dtype, getattr(torch, dtype).itemsize, part, free)
     with Progress(len(wanted) * (len(chosen) + options.rounds)) as progress:
         cases = tuple(_case(options, chosen, *case, progress) for case in wanted)
     machine = _machine.machine()
@@ -90,28 +83,28 @@ def _case(
     values, gradients = (_drawn(shapes, getattr(torch, dtype), device, options.seed + i) for i in range(2))
     contenders: dict[str, _Contender] = {}
     errors: dict[str, str] = {}
-    taking_part = _taking_part(chosen, momentum, len(shapes))
-    for name, entry in taking_part.items():
+    part = _shared.taking_part(chosen, momentum, len(shapes))
+    for name, entry in part.items():
         progress.describe(f"{workload}, {entry.label}")
         try:
             with patience(options.patience):
                 contenders[name] = _warm(entry, values, gradients, momentum, device)
         except Exception as error:  # whatever it is, the others are still measured
-            errors[name] = _in_short(f"{type(error).__name__}: {error}")
+            errors[name] = _shared.in_short(f"{type(error).__name__}: {error}")
         progress.advance()
     progress.describe(f"{workload}, rounds")
     timed = {name: _timer(contender.step, device) for name, contender in contenders.items()}
-    timed[COPY] = _timer(copy := _copy(options.quick, device), device)
+    timed[_shared.COPY] = _timer(copy := _copy(options.quick, device), device)
     copy()
-    with _collector_off():
+    with _shared.collector_off():
         seconds = interleaved(timed, options.rounds, options.seed, progress.advance)
     parameter_bytes = sum(p.nbytes for p in values)
-    bandwidth = 2 * 4 * _copy_numbers(options.quick) / spread(seconds[COPY]).median
+    bandwidth = 2 * 4 * _shared.copy_numbers(options.quick) / spread(seconds[_shared.COPY]).median
     measured = tuple(
         _measured(name, entry, contenders[name], seconds, parameter_bytes, bandwidth, device)
         if name in contenders
         else Measured(optimizer=name, label=entry.label, ours=entry.ours, error=errors[name])
-        for name, entry in taking_part.items()
+        for name, entry in part.items()
     )
     return Case(
         workload=workload,
@@ -122,12 +115,8 @@ def _case(
         parameter_bytes=parameter_bytes,
         copy_bytes_per_second=bandwidth,
         measured=measured,
-        left_out={entry.label: why for entry in chosen.values() if (why := entry.why_not(momentum, len(shapes)))},
+        left_out=_shared.left_out(chosen, momentum, len(shapes)),
     )
-
-
-def _taking_part(chosen: dict[str, Entry], momentum: bool, tensors: int) -> dict[str, Entry]:
-    return {name: entry for name, entry in chosen.items() if entry.why_not(momentum, tensors) is None}
 
 
 def _drawn(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
@@ -151,7 +140,7 @@ def _warm(
         first, _ = timed(), timed()
     if versions != [gradient._version for gradient in gradients]:
         raise RuntimeError("It changes the gradients, which all optimizers share here.")
-    said = tuple(dict.fromkeys(_in_short(str(warning.message)) for warning in caught))
+    said = tuple(dict.fromkeys(_shared.in_short(str(warning.message)) for warning in caught))
     return _Contender(entry=entry, optimizer=optimizer, step=step, first_step_seconds=first, warnings=said)
 
 
@@ -209,39 +198,6 @@ def _measured(
 
 
 def _copy(quick: bool, device: torch.device) -> Callable[[], object]:
-    source = torch.ones(_copy_numbers(quick), device=device)
+    source = torch.ones(_shared.copy_numbers(quick), device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
-
-
-def _copy_numbers(quick: bool) -> int:
-    return QUICK_COPY_NUMBERS if quick else COPY_NUMBERS
-
-
-def _check_memory(options: Options, workload: str, dtype: torch.dtype, taking_part: dict[str, Entry]) -> None:
-    size = dtype.itemsize * sum(map(prod, WORKLOADS[workload](options.quick)))
-    # Each has its own parameters, its state and a momentum; beside them are the first values, the gradients, and up
-    # to three copies of temporaries.
-    copies = 5 + sum(2 + entry.full_states for entry in taking_part.values())
-    need = copies * size + 2 * 4 * _copy_numbers(options.quick)
-    free = torch.cuda.mem_get_info()[0] if options.device == "cuda" else _machine.available_bytes()
-    if need > free:
-        raise UsageError(
-            f"the workload {workload} in {dtype} needs about {need / 2**30:.1f} GiB for {len(taking_part)} optimizers, "
-            f"and {free / 2**30:.1f} GiB are free. Name fewer with --optimizers."
-        )
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _in_short(text: str) -> str:
-    # The page names no folder of the machine that it was made on.
-    return textwrap.shorten(FOLDERS.sub("", text), LONGEST_MESSAGE, placeholder=" ...")

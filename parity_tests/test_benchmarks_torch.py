@@ -1,5 +1,6 @@
 """Who has a part in a case of the torch benchmark."""
 
+from benchmarks import _shared
 from benchmarks._torch_optimizers import ENTRIES
 from benchmarks._workloads import WORKLOADS
 
@@ -14,3 +15,15 @@ def test_a_step_is_compiled_for_some_tensors_and_not_for_thousands() -> None:
     }
     assert all(ENTRIES[name].why_not(False, 2000) is None for name in ENTRIES if name != "ours-compiled-step")
     assert ENTRIES["torch-adafactor"].why_not(True, 1) == "has no momentum"
+
+
+def test_whoever_has_no_part_is_left_out_with_the_reason() -> None:
+    assert _shared.left_out(ENTRIES, momentum=False, tensors=500) == {}
+    assert _shared.taking_part(ENTRIES, momentum=False, tensors=500) == ENTRIES
+    out = _shared.left_out(ENTRIES, momentum=True, tensors=501)
+    assert out == {
+        "torch Adafactor": "has no momentum",
+        "ours, compiled step": "takes torch minutes to compile for 501 tensors",
+    }
+    part = _shared.taking_part(ENTRIES, momentum=True, tensors=501)
+    assert ENTRIES.keys() - part.keys() == {"torch-adafactor", "ours-compiled-step"}

@@ -36,6 +36,9 @@ RECIPES = {
     "amsgrad": Recipe(beta1=0.9, momentum_of="grad", amsgrad=True, weight_decay=0.1, weight_decay_by="grad"),
     "floor": Recipe(eps1=1e-3, eps1_mode="floor", beta1=0.5, momentum_of="step", weight_decay_by="one"),
     "batch": Recipe(factoring=factoring.by_name(BATCHES)),
+    "ascent in batches": Recipe(factoring=factoring.by_name(BATCHES), beta1=0.9),
+    "debiased": Recipe(beta1=0.9, debias=True),
+    "narrow momentum": Recipe(beta1=0.9, momentum_dtype="float32"),
     "unfactored": Recipe(factoring=factoring.no_factoring, clipping_threshold=None, multiply_by_parameter_scale=False),
     "as_matrix": Recipe(factoring=factoring.as_matrix, max_parameter_scale=0.5),
 }
@@ -96,7 +99,7 @@ def test_any_recipe_in_float64(path: dict[str, Any], recipe: Recipe, problem: An
 def test_tensors_that_are_taken_apart(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_eager, "BLOCK", 20_000)
     problem = large()
-    options = {"maximize": name == "ascent and decay"}
+    options = {"maximize": name.startswith("ascent")}
     plain = run(problem, torch.float64, RECIPES[name], **options, **PLAIN)
     assert_same(plain, run(problem, torch.float64, RECIPES[name], **options, **PATHS[kind]), FLOAT64)
 

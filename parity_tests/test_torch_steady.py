@@ -1,5 +1,6 @@
 """A step that is like the one before is not decided anew; whatever has changed since is noticed nevertheless."""
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ def built(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Adafactor
 
 
 def give_gradients(params: Params, seed: int) -> None:
-    for p, grad in zip(params, drawn(seed, params[0].dtype), strict=True):
+    for p, grad in zip(params, drawn(seed, params[0].dtype)[: len(params)], strict=True):
         p.grad = grad
 
 
@@ -115,6 +116,20 @@ def lose(optimizer: Adafactor, params: Params) -> None:
     del optimizer.param_groups[1]["params"][1]
 
 
+def take_its_place(optimizer: Adafactor, params: Params) -> None:
+    # Its state and its memory, but a version counter of its own, which shows what is written next.
+    new = torch.nn.Parameter(params[2].data)
+    new.grad = params[2].grad
+    optimizer.state[new] = optimizer.state.pop(params[2])
+    params[2] = optimizer.param_groups[1]["params"][1] = new
+    with torch.no_grad():
+        new.mul_(2.0)
+
+
+def stand_twice(optimizer: Adafactor, params: Params) -> None:
+    optimizer.param_groups[1]["params"].append(params[2])
+
+
 def come_before(optimizer: Adafactor, params: Params) -> None:
     # The positions of all the others, on which their random bits depend, move on.
     new = torch.nn.Parameter(torch.ones(2, 2, dtype=params[0].dtype))
@@ -136,21 +151,11 @@ def written(**values: Any) -> Callable[[Adafactor, Params], None]:
 
 CHANGES = [
     *(swap_state, move_state, replace_state, move_params, move_params_alike, widen),
-    *(
-        other_gradients,
-        negate,
-        move_gradient,
-        freeze,
-        freeze_all,
-        count_on,
-        reload,
-        reorder,
-        lose,
-        come_before,
-        step_one,
-    ),
-    *(written(maximize=True), written(eps2=0.5), written(lr=0.25), written(telemetry=True), written(beta1=0.5)),
-    *(written(fused=False, foreach=False), written(seed=3), written(rounding="nearest"), written(nonfinite="skip")),
+    *(other_gradients, negate, move_gradient, freeze, freeze_all, count_on, reload, reorder, lose),
+    *(take_its_place, stand_twice, come_before, step_one),
+    *(written(maximize=True), written(eps2=0.5), written(lr=0.25), written(lr=torch.tensor(0.25))),
+    *(written(telemetry=True), written(beta1=0.5), written(fused=False, foreach=False), written(seed=3)),
+    *(written(rounding="nearest"), written(nonfinite="skip")),
 ]
 
 
@@ -223,3 +228,71 @@ def test_a_gradient_that_no_longer_fits_is_refused(shape: tuple[int, int], path:
     with pytest.raises(ValueError, match="shape of the gradient"):
         optimizer.step()
     assert all(torch.equal(p, x) for p, x in zip(params, before, strict=True))
+
+
+def test_another_parameter_with_the_same_memory_is_seen_to_be_written(path: dict[str, Any]) -> None:
+    optimizer, params = built(**path)
+    for t in range(1, 5):
+        give_gradients(params, t)
+        if t == 3:
+            take_its_place(optimizer, params)
+        before = params[2]._version
+        optimizer.step()
+        assert params[2]._version > before  # or autograd would take what it has saved of it for unchanged
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["step", "step_param"])
+def test_a_parameter_that_stands_twice_in_its_group_takes_one_step(one_by_one: bool, path: dict[str, Any]) -> None:
+    def run(twice: bool) -> list[Tensor]:
+        params: Params = [torch.nn.Parameter(x) for x in drawn(0, torch.bfloat16)]
+        optimizer = Adafactor(params, rounding="stochastic", **path)
+        optimizer.param_groups[0]["params"] += params[:3] if twice else []
+        for t in range(1, 5):
+            give_gradients(params, t)
+            if one_by_one and t > 1:
+                for p in params:
+                    optimizer.step_param(p)
+            else:
+                optimizer.step()
+        return [p.detach() for p in params] + [x for p in params for x in optimizer.state[p].values()]
+
+    for x, y in zip(run(True), run(False), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_parameter_that_has_left_is_not_held(path: dict[str, Any]) -> None:
+    optimizer, params = built(telemetry=True, **path)
+    left: list[weakref.ref[Tensor]] = []
+    for t in range(1, 7):
+        give_gradients(params, t)
+        if t == 5:
+            left += [weakref.ref(p) for p in params[1:]]
+            left += [weakref.ref(x) for p in params[1:] for x in optimizer.state.pop(p).values()]
+            del optimizer.param_groups[1], params[1:]
+            # Frozen ones, so that there are no fewer parameters than before.
+            optimizer.param_groups[0]["params"] += [torch.nn.Parameter(x) for x in drawn(1, torch.float32)]
+        elif t > 2:
+            left.append(weakref.ref(params[0]))
+            new = torch.nn.Parameter(params[0].detach().clone())
+            new.grad = params[0].grad
+            optimizer.state[new] = optimizer.state.pop(params[0])
+            params[0] = optimizer.param_groups[0]["params"][0] = new
+            del new
+        if t < 5:
+            optimizer.step_param(params[0])
+            params[0].grad = None
+        optimizer.step()
+        gc.collect()
+        assert [ref() for ref in left] == [None] * len(left)
+
+
+def test_the_lr_of_a_schedule_is_that_of_the_group_when_one_before_it_has_gone(path: dict[str, Any]) -> None:
+    optimizer, params = built(lr=lambda t: 1.0 / t, **path)
+    for t in range(1, 5):
+        give_gradients(params, t)
+        if t < 4:
+            freeze_all(optimizer, params[1:])
+        else:
+            del optimizer.param_groups[0]
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 1.0
