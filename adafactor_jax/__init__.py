@@ -11,8 +11,10 @@ Learning rates, decays and factoring rules are values of `adafactor_spec.schedul
 from . import _moments, _pieces
 from ._adafactor import adafactor
 from ._moments import FactoredState, MomentumState
+from ._optimizer import AdafactorState
 from ._shardings import state_shardings
 from ._standalone import CountedState, standalone
+from ._step import Telemetry
 
 scale_by_factored_rms = standalone(_moments.scale_by_factored_rms)
 clip_by_block_rms = standalone(_pieces.clip_by_block_rms)
@@ -22,9 +24,11 @@ momentum = standalone(_moments.momentum)
 add_decayed_weights = standalone(_pieces.add_decayed_weights)
 
 __all__ = [
+    "AdafactorState",
     "CountedState",
     "FactoredState",
     "MomentumState",
+    "Telemetry",
     "adafactor",
     "add_decayed_weights",
     "clip_by_block_rms",

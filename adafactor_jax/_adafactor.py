@@ -83,7 +83,8 @@ def adafactor(
         A transformation whose `update` needs the parameters. Its state has one `count` of finished steps (int32) and,
         as trees like the parameters with None where a parameter has no such thing, `v_row`, `v_col`, `v`, `v_max`, `m`.
         For 16-bit parameters it must be the last of a chain: what comes out is then the difference to the weight that
-        `optax.apply_updates` shall land on, rounded once, and 0 where that is the old weight.
+        `optax.apply_updates` shall land on, rounded once, and 0 where that is the old weight. It lands there exactly
+        with float32 gradients; with 16-bit ones, in whose dtype the update is, where the weight changes by up to half.
 
     Raises:
         ValueError: a value is out of range, or two contradict each other; the message names the remedy.
@@ -123,7 +124,7 @@ def adafactor(
     )
     base = recipes.resolve(recipe)
     if "lr" in fields or base.lr is None:
-        must_be_given = "This recipe has no default: give one."
+        must_be_given = "" if "lr" in fields else "This recipe has no default: give one."
         check_schedule("learning_rate", fields.get("lr"), at_least=0, remedy=must_be_given)
     check_flag("telemetry", telemetry)
     if specs is not None and mesh is None:

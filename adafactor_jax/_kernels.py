@@ -38,30 +38,40 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
 def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
     """Mean of x^2 over `axes`, kept at size 1.
 
-    Along the axis that lies closest in memory squares are first added in groups, small enough for the squares of 1e18,
-    and only the groups' sums are divided before they are added: XLA on a CPU squares and adds in one operation, and
-    takes a fifth longer for a third. What is not in memory, or cannot be grouped, is divided before it is squared.
+    x is divided before it is squared. XLA on a CPU squares and adds in one operation, and takes a fifth longer for
+    three: there the squares of what is in memory are first added in groups along the axis that lies closest, small
+    enough for the squares of 1e18, and the groups' sums are divided before they are added.
     """
     x = recomputed(x)
     if not axes:
         return x.value * x.value
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
-    axis = max(axes)
+    axis, root = max(axes), 2 ** -((count - 1).bit_length() // -2)
     size = x.shape[axis]
-    group = size if size <= LARGEST_GROUP else max(k for k in range(1, LARGEST_GROUP + 1) if size % k == 0)
-    if x.source is None or group < min(size, SMALLEST_GROUP):
-        root = 2 ** -((count - 1).bit_length() // -2)
-        value = x.read(1 / root)
-        return _total(value * value, axes) * (root**2 / count)
-    groups = x.reshape((*x.shape[:axis], size // max(group, 1), group, *x.shape[axis + 1 :])).value
-    sums = jax.lax.optimization_barrier(jnp.sum(groups * groups, axis=axis + 1))
-    power = 2 ** (count // max(group, 1) - 1).bit_length()
-    return _total(sums / power, axes) * (power / count)
+    group, divided = _group(size), x.read(1 / root)
+
+    def at_once(divided: Array, _: Array) -> Array:
+        return _total(divided * divided, axes) * (root**2 / count)
+
+    if x.source is None or group is None or _is_split(x.source[0], axis):
+        return at_once(divided, divided)
+    groups = size // max(group, 1)
+    # A group that is the whole axis needs no reshape, for which XLA copies 16-bit arrays of three axes and more.
+    grouped = x if groups == 1 else x.reshape((*x.shape[:axis], groups, group, *x.shape[axis + 1 :]))
+
+    def in_groups(_: Array, values: Array) -> Array:
+        sums = jnp.sum(values * values, axis=axis + (groups != 1), keepdims=groups == 1)
+        power = 2 ** (count // max(group, 1) - 1).bit_length()
+        return _total(jax.lax.optimization_barrier(sums) / power, axes) * (power / count)
+
+    return jax.lax.platform_dependent(divided, grouped.value, cpu=in_groups, default=at_once)
 
 
 def rms(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
-    """RMS(x) = sqrt(mean(x^2))."""
-    return jnp.sqrt(mean_square(x, axes))
+    """RMS(x) = sqrt(mean(x^2)). Its derivative at 0 is 0, where the root's alone is infinite."""
+    square = mean_square(x, axes)
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def statistics(g: Array | Recomputed, eps1: Number, plan: Plan) -> tuple[Array, ...]:
@@ -184,6 +194,21 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
     for axis in sorted(axes, reverse=True):
         x = jax.lax.optimization_barrier(jnp.sum(x, axis=axis, keepdims=True))
     return x
+
+
+def _group(size: int) -> int | None:
+    """How many elements of an axis are added before they are divided: a short axis whole, else a divisor, if there is
+    one, that leaves a number of groups that 8 devices, or as many as can, share evenly."""
+    if size <= LARGEST_GROUP:
+        return size
+    divisors = [k for k in range(SMALLEST_GROUP, LARGEST_GROUP + 1) if size % k == 0]
+    return max(divisors, key=lambda k: (math.gcd(size // k, 8), k), default=None)
+
+
+def _is_split(x: Array, axis: int) -> bool:
+    """Whether an axis lies on several devices, as far as the array's type says so: on an Explicit mesh."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
 
 
 def _mix(x: Array) -> Array:

@@ -135,8 +135,8 @@ def scale_by_factored_rms(
             if amsgrad:
                 v = kernels.second_moment(tuple(root.value for root in roots), floor)
                 largest = kernels.round_to(jnp.maximum(v_max.astype(leaf.compute), v), stored(leaf))
-                v_max, debiased = largest.astype(stored(leaf)), Recomputed.of(largest)
-                u = x.through(lambda x: kernels.precondition_amsgrad(x, debiased.value, bias, eps))
+                v_max, debiased, by = largest.astype(stored(leaf)), Recomputed.of(largest), Recomputed.of(bias)
+                u = x.through(lambda x: kernels.precondition_amsgrad(x, debiased.value, by.value, eps))
             else:
                 u = _direction(x, roots, floor)
             kept = [moment.astype(stored(leaf)) for moment in moments]

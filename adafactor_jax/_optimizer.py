@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from adafactor_spec.errors import refusal
 from adafactor_spec.factoring import Rule
 
 from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, need_params, tree_of, updates_of
-from ._recomputed import Recomputed
+from ._recomputed import Recomputed, recomputed
 from ._rounding import Rounding
 from ._shardings import zeros_like
 from ._split import Split
@@ -65,19 +66,20 @@ def optimizer(
         leaves, values, structure = leaves_of(need_params(params))
         grads = updates_of(updates, leaves, structure)
         kept = structure.flatten_up_to(state.compensation)
+        _check_state(state, kept, leaves, rounding, telemetry)
         count, t = next_count(state.count)
         specs = None if split is None else split.specs_of(params, leaves, rule)
 
         def phases(t: jax.Array, grads: ByLeaf, inner: Any, values: ByLeaf, kept: ByLeaf) -> tuple[ByLeaf, Any, Any]:
-            means = local if split is None or specs is None else split.means(specs)
+            means = split.means(specs) if split is not None and specs else local
             before = [_parameter(leaf, values[leaf.position], kept.get(leaf.position)) for leaf in leaves]
             step = Step(t, leaves, before, means, [rule] if scales or telemetry else [])
             given = [Recomputed.of(grads[i], leaf.compute) if i in grads else None for i, leaf in enumerate(leaves)]
             made, inner = chain.update(given, inner, params, step=step)
             told = {i: _told(step, rule, i) for i in grads} if telemetry else {}
-            return {i: u.value for i, u in enumerate(made) if u is not None}, inner, told
+            return {i: u for i, u in enumerate(made) if u is not None}, inner, told
 
-        if split is not None and specs is not None:
+        if split is not None and specs:
             told_at = {leaf.position: _batch_of(specs[leaf.position], leaf, rule) for leaf in leaves if telemetry}
             phases = split.over(phases, chain, params, specs, told_at)
         made, inner, told = phases(t, _present(grads), state.inner, _present(values), _present(kept))
@@ -85,13 +87,24 @@ def optimizer(
         def one(leaf: Leaf, g: Any, p: Any, c: Any) -> tuple[Any, Any]:
             if g is None:
                 return None, c
-            return rounding.update(made[leaf.position], p, c, jnp.result_type(g), leaf, t)
+            before, raw = _parameter(leaf, p, c), _parameter(leaf, p, None)
+            return rounding.update(recomputed(made[leaf.position]), raw, before, c, jnp.result_type(g), leaf, t)
 
         out, kept = columns(2, one, leaves, grads, values, kept)
         shown = None if state.telemetry is None else _shown(told, state.telemetry, structure)
         return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), shown)
 
     return GradientTransformation(init, update)
+
+
+def _check_state(state: AdafactorState, kept: list[Any], leaves: list[Leaf], rounding: Rounding, told: bool) -> None:
+    """Refuse a state that other options have made: what it lacks would be missing without a word."""
+    if (state.telemetry is not None) != told:
+        raise refusal("telemetry", "as it was when the state was made", told, "Or make a new state: tx.init(params).")
+    for leaf, cut in zip(leaves, kept, strict=True):
+        if (cut is not None) != rounding.compensates(leaf):
+            remedy = "Or put zeros like the 16-bit parameters, in bfloat16, or None, in place of state.compensation."
+            raise refusal("rounding", "the one that the state was made with", rounding.kind, remedy)
 
 
 def _present(values: list[Any]) -> ByLeaf:
@@ -101,7 +114,7 @@ def _present(values: list[Any]) -> ByLeaf:
 
 def _parameter(leaf: Leaf, p: jax.Array, kept: jax.Array | None) -> Recomputed:
     """A parameter in the computing dtype, with what its last rounding cut off."""
-    value = Recomputed.of(p, leaf.compute)
+    value = Recomputed.of(jnp.asarray(p), leaf.compute)
     if kept is None:
         return value
     cut = Recomputed.of(kept, leaf.compute)

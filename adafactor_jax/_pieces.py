@@ -4,6 +4,7 @@ Here and in `_moments.py` a piece is given the `Step`, and updates that every re
 makes the public pieces of them, which count for themselves and take arrays; the alias counts once.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -37,6 +38,9 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
         rms = step.rms(updates, factoring)
         step.telemetry["update_rms"] = rms
         step.telemetry["clip_factor"] = [None if x is None else jnp.maximum(x / threshold, 1.0) for x in rms]
+
+        if threshold == math.inf:  # only asked what there is to tell
+            return updates, state
 
         def clipped(u: Recomputed, u_rms: jax.Array) -> Recomputed:
             return u.through(lambda u: kernels.clip(u, u_rms, threshold))
@@ -151,9 +155,9 @@ def add_decayed_weights(
         def decayed(leaf: Leaf, u: Recomputed | None, p: Recomputed, alpha: jax.Array, inside: bool) -> Any:
             if u is None or not inside:
                 return u
-            c: Any = recipe.for_name(leaf.name).weight_decay
-            c = number(as_schedule(c)(step.t), leaf.compute) * alpha
-            return Recomputed(lambda scale: u.read(scale) + (c * scale) * p.value, u.shape)
+            rate: Any = recipe.for_name(leaf.name).weight_decay
+            c = Recomputed.of(number(as_schedule(rate)(step.t), leaf.compute) * alpha)
+            return Recomputed(lambda scale: u.read(scale) + c.read(scale) * p.value, u.shape)
 
         rows = zip(step.leaves, updates, step.params, times, masks_of(mask, params), strict=True)
         return [decayed(*row) for row in rows], state

@@ -11,6 +11,7 @@ from adafactor_spec.errors import check_choice, check_number
 
 from . import _kernels as kernels
 from ._leaves import Leaf
+from ._recomputed import Recomputed
 
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 
@@ -36,20 +37,21 @@ class Rounding:
         return self.kind == "kahan" and is_narrow(leaf.dtype)
 
     def update(
-        self, u: jax.Array, p: Any, kept: jax.Array | None, gradient: Any, leaf: Leaf, t: jax.Array
+        self, u: Recomputed, p: Recomputed, before: Recomputed, kept: Any, gradient: Any, leaf: Leaf, t: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(What is to be added to p, what is to be kept) for the change u, in the computing dtype, of p + kept.
+        """(What is to be added to p, what is to be kept) for the change u of `before`, which is p with what was `kept`.
 
         The update is never narrower than the parameter, nor than the gradient's dtype `gradient`.
         """
         dtype = jnp.promote_types(gradient, leaf.dtype)
-        if is_narrow(leaf.dtype) and (self.kind != "nearest" or jnp.finfo(dtype).bits == 16):
-            p = jnp.asarray(p, u.dtype)
-            x = (p if kept is None else p + kept.astype(u.dtype)) + u
-            if self.kind == "stochastic":
-                bits = kernels.random_bits(self.seed, t, leaf.position, leaf.shape)
-                q = kernels.round_stochastically(x, bits, leaf.dtype)
-            else:
-                q = kernels.round_to(x, leaf.dtype)
-            u, kept = q - p, None if kept is None else (x - q).astype(kept.dtype)
-        return u.astype(dtype), kept
+        if not is_narrow(leaf.dtype) or (self.kind == "nearest" and jnp.finfo(dtype).bits > 16):
+            return u.value.astype(dtype), kept
+        if self.kind == "stochastic":
+            bits = kernels.random_bits(self.seed, t, leaf.position, leaf.shape)
+            q = kernels.round_stochastically(before.value + u.value, bits, leaf.dtype)
+        else:
+            q = kernels.round_to(before.value + u.value, leaf.dtype)
+        if kept is not None:  # another reader of u, as everything that is written
+            x = before.value + u.value
+            kept = (x - kernels.round_to(x, leaf.dtype)).astype(kept.dtype)
+        return (q - p.value).astype(dtype), kept

@@ -88,8 +88,12 @@ class Split:
             return {position: specs[position] for position in values}
 
         def run(t: jax.Array, grads: Any, state: Any, values: Any, kept: Any) -> Any:
+            def values_of(*args: Any) -> Any:
+                made, inner, told = phases(*args)
+                return {position: u.value for position, u in made.items()}, inner, told
+
             return jax.shard_map(
-                phases,
+                values_of,
                 mesh=self.mesh,
                 in_specs=(PartitionSpec(), of(grads), inner, of(values), of(kept)),
                 out_specs=(of(grads), inner, {position: told[position] for position in grads if position in told}),
@@ -118,7 +122,8 @@ class Split:
 def _mean_over(name: str, values: list[jax.Array]) -> list[jax.Array]:
     """Means along a mesh axis, by one all-reduce."""
     dtype = jnp.result_type(*values)
-    flat = jax.lax.pmean(jnp.concatenate([jnp.ravel(x).astype(dtype) for x in values]), name)
+    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in values])
+    flat = jax.lax.psum(flat / jax.lax.axis_size(name), name)  # divided before it is added
     ends = [sum(x.size for x in values[: index + 1]) for index in range(len(values))]
     pieces = jnp.split(flat, ends[:-1])
     return [piece.reshape(x.shape).astype(x.dtype) for piece, x in zip(pieces, values, strict=True)]

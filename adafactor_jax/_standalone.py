@@ -1,6 +1,7 @@
 """Transformations that count their own steps, made of pieces that are given the step."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
@@ -29,6 +30,9 @@ def standalone(build: Callable[Arguments, Piece]) -> Callable[Arguments, Gradien
     def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> GradientTransformation:
         return _counted(build(*args, **kwargs))
 
+    public.__module__ = __package__
+    public.__annotations__ = {**build.__annotations__, "return": GradientTransformation}
+    public.__signature__ = inspect.signature(build).replace(return_annotation=GradientTransformation)  # type: ignore[attr-defined]
     return public
 
 

@@ -91,6 +91,23 @@ def test_equal_to_one_device(kind: str, layout: str, dtype: str) -> None:
         assert not misplaced((moved, state), (places, shardings))
 
 
+@pytest.mark.parametrize("spec", [P("x"), P(None, ("x", "y"))], ids=str)
+@every_kind
+def test_long_axes_are_not_gathered(kind: str, spec: P) -> None:
+    """Squares of an axis beyond 256 are added in groups, and 8 devices have to divide those evenly, too."""
+    mesh = mesh_of(kind)
+    sizes = ((768, 1024), (3072, 768), (1000, 5120))
+    params = {str(s): jax.ShapeDtypeStruct(s, "float32", sharding=NamedSharding(mesh, spec)) for s in sizes}
+    tx = adafactor()
+    state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(tx.init, params),
+        state_shardings(tx, params),
+    )
+    step = jax.jit(step_of(tx)).lower(params, state, params).compile()
+    assert set(collectives(step)) == {"all-reduce"}
+
+
 def test_a_shard_alone_is_another_parameter() -> None:
     """The control of the test above: statistics of each device's own part give another result."""
     with jax.enable_x64(True):

@@ -143,6 +143,22 @@ def test_stacks_and_telemetry_lie_as_their_parameters() -> None:
         assert np.isnan(state.telemetry.update_rms["still"])
 
 
+def test_sums_over_devices_stay_in_range() -> None:
+    """Each device's mean of squares, 1.4e38, is a float32, and the sum of three is not."""
+    mesh, params = mesh_of("auto"), {"w": np.full((8, 1), 1.2e19, "float32")}
+    placed = jax.device_put(params, NamedSharding(mesh, P(("x", "y"))))
+    tx = adafactor(mesh=mesh, specs=P(("x", "y")))
+    updates, _ = jax.jit(tx.update)(placed, tx.init(placed), placed)
+    np.testing.assert_allclose(updates["w"], -1e-2 * 1.2e19, rtol=1e-5)
+
+
+def test_a_tree_without_leaves() -> None:
+    tx = optax.masked(adafactor(mesh=mesh_of("auto"), specs=P()), {"w": False})
+    params = {"w": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["w"] is params["w"]
+
+
 @pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
 def test_16_bit_weights_have_the_bits_of_one_device(rounding: Any) -> None:
     tx, placed, state, _ = problem("auto", "2d", 4, "bfloat16", rounding=rounding, seed=3)
