@@ -74,7 +74,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, dict[str, 
     """A run over the smallest workload and its JSON. SGD fails in it, and optax's Adafactor compiles twice."""
 
     def refuse(momentum: bool) -> optax.GradientTransformation:
-        raise TypeError("/srv/somebody/file.py: no such\nkeyword")
+        raise TypeError("/code/somebody/file.py: no such\nkeyword")
 
     def unstable(momentum: bool) -> optax.GradientTransformation:
         def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
