@@ -96,7 +96,7 @@ def _case(
     options: Options, chosen: dict[str, Entry], workload: str, dtype: str, momentum: bool, progress: Progress
 ) -> Case:
     gc.collect()  # what the case before this one leaves in cycles is gigabytes
-    shapes = WORKLOADS[workload](options.quick)
+    shapes = [_in_jax(shape) for shape in WORKLOADS[workload](options.quick)]
     values, gradients = (_drawn(shapes, dtype, options.seed + i) for i in range(2))
     contenders: dict[str, _Contender] = {}
     errors: dict[str, str] = {}
@@ -133,6 +133,11 @@ def _case(
         measured=measured,
         left_out=_shared.left_out(chosen, momentum, len(shapes)),
     )
+
+
+def _in_jax(shape: Shape) -> Shape:
+    """torch's [outputs, inputs, height, width] as Flax has it, [height, width, inputs, outputs]."""
+    return shape[:1:-1] + shape[1::-1] if len(shape) == 4 else shape
 
 
 def _drawn(shapes: Sequence[Shape], dtype: str, seed: int) -> list[jax.Array]:
