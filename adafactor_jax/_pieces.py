@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from adafactor_spec import Recipe, factoring, per_name, schedules, values_of
-from adafactor_spec.errors import check_number
+from adafactor_spec.errors import check_number, is_number
 from adafactor_spec.factoring import Rule, check_rule
 from adafactor_spec.schedules import ScalarOrSchedule, Schedule, as_schedule, check_schedule
 
@@ -33,13 +33,14 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
     """
     check_number("threshold", threshold, above=0, infinite=True)
     check_rule("factoring", factoring)
+    off = is_number(threshold) and math.isinf(threshold)  # then it is only asked what there is to tell
 
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         rms = step.rms(updates, factoring)
         step.telemetry["update_rms"] = rms
         step.telemetry["clip_factor"] = [None if x is None else jnp.maximum(x / threshold, 1.0) for x in rms]
 
-        if threshold == math.inf:  # only asked what there is to tell
+        if off:
             return updates, state
 
         def clipped(u: Recomputed, u_rms: jax.Array) -> Recomputed:
