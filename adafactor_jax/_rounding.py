@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adafactor_spec import ROUNDINGS
 from adafactor_spec.dtypes import is_narrow
 from adafactor_spec.errors import check_choice, check_number
 
 from . import _kernels as kernels
 from ._leaves import Leaf
 from ._recomputed import Recomputed
-
-ROUNDINGS = ("nearest", "stochastic", "kahan")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def standalone(build: Callable[Arguments, Piece]) -> Callable[Arguments, Gradien
     def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> GradientTransformation:
         return _counted(build(*args, **kwargs))
 
+    # What `wraps` copies is what `build` says of itself: a private module, and that it returns a Piece.
     public.__module__ = __package__
     public.__annotations__ = {**build.__annotations__, "return": GradientTransformation}
     public.__signature__ = inspect.signature(build).replace(return_annotation=GradientTransformation)  # type: ignore[attr-defined]

@@ -26,6 +26,8 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "default": adafactor(),
     "decay": adafactor(weight_decay=1e-2),
     "average of gradients": adafactor(beta1=0.9, momentum_of="grad"),
+    "L2": adafactor(weight_decay=1e-2, weight_decay_by="grad"),
+    "told, rounded": adafactor(telemetry=True, rounding="stochastic"),
     "optax": optax.adafactor(1e-2),
 }
 DTYPES = ("float32", "bfloat16")
@@ -65,9 +67,12 @@ def test_no_temporary_of_a_parameters_size(dtype: str) -> None:
     assert temporaries("default", "model", dtype) <= TEMPORARIES
 
 
-@pytest.mark.parametrize("name", ["decay", "average of gradients"])
-def test_nor_in_other_recipes(name: str) -> None:
-    assert temporaries(name, "matrix", "float32") <= TEMPORARIES
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("decay", "float32"), ("average of gradients", "float32"), ("L2", "float32"), ("told, rounded", "bfloat16")],
+)
+def test_nor_in_other_recipes(name: str, dtype: str) -> None:
+    assert temporaries(name, "matrix", dtype) <= TEMPORARIES
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

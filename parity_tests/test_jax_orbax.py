@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+import orbax.checkpoint as ocp
 import pytest
 
 from adafactor_jax import adafactor, state_shardings
