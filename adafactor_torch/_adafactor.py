@@ -30,7 +30,8 @@ class Adafactor(torch.optim.Optimizer):
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
         foreach, fused: how a step is computed; all ways agree within rounding. `fused=True`: one kernel, Triton on
             CUDA, where it is the default, and C++ on a CPU, compiled on this machine at the first step. `foreach=False`
-            with it off: one plain operation after the other, the reference. Else eager torch in cache-sized passes.
+            with it off: one plain operation after the other, the reference. Else eager torch in cache-sized passes, as
+            always for sharded parameters (DTensors; docs/sharding_torch.md).
         capturable: on a GPU, nothing of a step depends on the host, so that a CUDA graph can hold it. A function of t
             must then be one of `adafactor_spec.schedules` or written with operators; `group["lr"]` stays what it is.
         maximize: ascend instead of descend.
@@ -169,6 +170,8 @@ class Adafactor(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient is sparse. Nothing has been changed then.
             ValueError: a group was given a value that is out of range. Nothing has been changed then, either.
+
+        Processes that share parameters have to take it together, whether they have gradients or not.
         """
         loss = None
         if closure is not None:

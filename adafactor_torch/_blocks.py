@@ -1,6 +1,11 @@
-"""The three phases of one parameter, or of a stack of them, in row blocks of its canonical view."""
+"""The three phases of one parameter, or of a stack of them, in row blocks of its canonical view.
+
+What is stepped may be the part of a tensor that this process holds. Then what has been added up over that part has to
+be added up over the parts of all processes between two phases (`stepped`).
+"""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -9,42 +14,15 @@ from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
 from . import _phases as phases
-from ._canonical import canonical, elements_of, from_view, reduced_axes, view_of
+from ._canonical import canonical, elements_of, from_view, in_memory, reduced_axes, view_of
+from ._factors import Factors, Roots, plan_of, write
 from ._phases import Amp, Setting, Work
+from ._pieces import Cut, Piece, Sum
 
 OWN = (1, 2, 3)  # the axes of one batch index
 # Elements of a matrix that is too small to be an inner loop, and so many of them that one across them is worth it.
 SMALL_MATRIX, MANY = 64, 16
 _ACROSS = (0, 2, 3, 1)
-
-
-class Cut:
-    """How an array of canonical sizes is cut into blocks of about `size` elements.
-
-    By batch indices, or matrices of one, or rows of one; a V that is kept whole also by elements of a row, which of a
-    factored matrix has one mean. With `across`, the axes are batch, rows, columns and lead, and only that is cut.
-    """
-
-    def __init__(self, sizes: tuple[int, ...], size: int, factored: bool, across: bool) -> None:
-        self._sizes = sizes
-        inner = [math.prod(sizes[axis + 1 :]) for axis in range(4)]  # elements of one place along each axis
-        axis = next((axis for axis in range(4) if inner[axis] <= size), 3)
-        axis = min(axis, 2) if factored else axis
-        self._steps = [(before, 1) for before in range(axis)] + [(axis, max(size // max(inner[axis], 1), 1))]
-        if across:
-            self._steps = [(3, max(size // max(math.prod(sizes[:3]), 1), 1))]
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """The blocks of x, in order; along an axis that x has at size 1 alone, all blocks have the same piece."""
-        pieces = [x]
-        for axis, step in self._steps:
-            pieces = [part for piece in pieces for part in self._along(piece, axis, step)]
-        return pieces
-
-    def _along(self, x: Tensor, axis: int, step: int) -> tuple[Tensor, ...]:
-        if x.shape[axis] != self._sizes[axis]:
-            return (x,) * -(-self._sizes[axis] // step)
-        return tuple(x.split(step, axis)) if x.shape[axis] else (x,)
 
 
 class Part:
@@ -59,10 +37,16 @@ class Part:
         amp: what a GradScaler says.
         size: elements of a block, about.
         of_one: the plan of one parameter of a stack, whose elements are counted for themselves.
+        piece: where this is a part of a tensor, what there is to know of the whole.
     """
 
-    def __init__(self, work: Work, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None) -> None:
+    def __init__(
+        self, work: Work, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None, piece: Piece | None = None
+    ) -> None:
         self.work, self.plan, self.amp, self.now = work, plan, amp, work.now
+        self.one = of_one or plan
+        self.good: Tensor | None = None
+        self.piece = piece or Piece(self.one)
         sizes = canonical(plan).sizes
         self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
         self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
@@ -75,7 +59,6 @@ class Part:
         rows, cols = (((1,), (2,)) if self.across else ((2,), (3,))) if plan.factored else ((), ())
         setting = work.setting
         self.setting = Setting(setting.recipe, Plan(self.sizes, rows, cols, (0,)), setting.dtype, setting.rounding)
-        self._of_one = of_one or plan
 
     def _seen(self, view: Tensor) -> Tensor:
         return view.permute(_ACROSS) if self.across else view
@@ -113,68 +96,65 @@ class Part:
         """The weights of a block as the step takes them."""
         return phases.weight(self.read(p), state, self.setting)
 
+    def goods(self) -> list[Tensor | None]:
+        """For each block, where it is to be written; None for everywhere."""
+        return [None] * len(self.cut(self.p)) if self.good is None else list(self.cut(self.good))
+
     def elements(self) -> list[Tensor | None]:
         """For stochastic rounding, the indices of each block's elements in C order, int32; made when asked for."""
         if not self.setting.stochastic:
             return [None] * len(self.cut(self.p))
-        index = self._seen(elements_of(self._of_one))
+        index = self._seen(elements_of(self.one, self.piece.index()))
         if len(index) != self.sizes[0]:  # a stack, which is one block
             return [_indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)]
         return [_indices(view, self.p.device) for view in self.cut(index)]
 
 
 def advance(part: Part) -> None:
-    """One step, in place."""
+    """One step of whole tensors, in place."""
+    for _ in stepped(part):
+        pass  # what it asks for is there already
+
+
+def stepped(part: Part) -> Iterator[list[Sum]]:
+    """One step, in place, which stops between phases for the sums that it needs from all processes.
+
+    Where `part.good` has been set by then, a mask [batch, 1, 1, 1], the step is written only there.
+    """
     setting, recipe, cut, told = part.setting, part.setting.recipe, part.cut, part.work.telemetry
     ps, gs, states = cut(part.p), cut(part.g), part.states()
-    roots = _factors(part, ps, gs, states)
     per_batch = part.p.new_zeros((part.sizes[0], 1, 1, 1), dtype=setting.compute)
     p_squares, u_squares = per_batch.clone(), per_batch.clone()
+    factors = Factors(part, ps, gs, states) if part.plan.factored else None
+    sums = [] if factors is None else factors.sums
     if recipe.multiply_by_parameter_scale or told is not None:
         for into, p, state in zip(cut(p_squares), ps, states, strict=True):
             into += _share(part.weight(p, state), part)
+        sums.append(Sum(p_squares, part.one.rms_axes))
+    yield sums
+    yield [] if factors is None else factors.update()
+    roots: Roots = [()] * len(ps) if factors is None else factors.roots()
     if setting.clips or told is not None:
         for into, p, g, root, state in zip(cut(u_squares), ps, gs, roots, states, strict=True):
             into += _share(_direction(part, p, g, root, state)[0], part)
+    yield [Sum(u_squares, part.one.rms_axes)] if setting.clips or told is not None else []
     p_rms, u_rms = torch.sqrt(p_squares), torch.sqrt(u_squares)
     clip = (u_rms / (recipe.clipping_threshold or math.inf)).clamp(min=1.0)
     key = part.work.key
     keys = cut(key) if isinstance(key, Tensor) and key.ndim else [key] * len(ps)
-    rows = zip(ps, gs, states, roots, cut(p_rms), cut(clip), keys, strict=True)
-    for (p, g, state, root, own_rms, own_clip, own_key), elements in zip(rows, part.elements(), strict=True):
+    rows = zip(ps, gs, states, roots, cut(p_rms), cut(clip), keys, part.goods(), strict=True)
+    for (p, g, state, root, own_rms, own_clip, own_key, good), elements in zip(rows, part.elements(), strict=True):
         u, kept = _direction(part, p, g, root, state)
         u = u / own_clip if setting.clips else u
         new, moved = phases.apply(part.weight(p, state), u, own_rms, state, setting, part.now)
         written = phases.rounded(new, setting, own_key, elements)
-        p.copy_(written.pop("p"))
+        write(p, written.pop("p"), good)
         for name, value in (kept | moved | written).items():
-            state[name].copy_(value)
+            write(state[name], value, good)
     if told is not None:
-        told.copy_(phases.shown(u_rms, p_rms, setting, part.now))
+        shown = phases.shown(u_rms, p_rms, setting, part.now)
+        write(told, shown, None if part.good is None else part.good.view(-1, 1))
     part.write_copies()
-
-
-_Roots = list[tuple[Tensor, ...]]
-
-
-def _factors(part: Part, ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> _Roots:
-    """Phase 1 and the first half of 2: R and C with the means of g^2 in them; their roots for each block."""
-    setting, now, cut = part.setting, part.now, part.cut
-    if not part.plan.factored:
-        return [()] * len(ps)
-    moments = part.state["v_row"], part.state["v_col"]
-    rows, cols = (torch.zeros(moment.shape, dtype=setting.compute, device=moment.device) for moment in moments)
-    (of_rows,) = setting.plan.rows
-    for p, g, state, row, col in zip(ps, gs, states, cut(rows), cut(cols), strict=True):
-        wide = part.gradient(p, g, state)
-        row_means, col_means = kernels.statistics(wide, setting.added, _plan_of(wide, setting))
-        row.copy_(row_means)
-        col += col_means * (wide.shape[of_rows] / part.sizes[of_rows])
-    for kept, mean in zip(moments, (rows, cols), strict=True):
-        kept.copy_(kernels.ema(kept.to(mean.dtype), mean, now.beta2, now.beta2_complement))
-    v_row, v_col = (part.read(moment).to(setting.compute) for moment in moments)
-    row_root, col_root = kernels.root_factors((v_row, v_col), setting.floor, setting.plan)
-    return list(zip(cut(row_root), cut(col_root), strict=True))
 
 
 def _direction(
@@ -184,7 +164,7 @@ def _direction(
     setting, now, kept = part.setting, part.now, dict[str, Tensor]()
     g = part.gradient(p, g, state)
     if not roots:
-        (square,) = kernels.statistics(g, setting.added, _plan_of(g, setting))
+        (square,) = kernels.statistics(g, setting.added, plan_of(g, setting))
         v = state["v"]
         kept["v"] = kernels.ema(v.to(g.dtype), square, now.beta2, now.beta2_complement).to(v.dtype)
         roots = kernels.root_factors((kept["v"].to(g.dtype),), setting.floor, setting.plan)
@@ -194,20 +174,9 @@ def _direction(
 
 def _share(x: Tensor, part: Part) -> Tensor:
     """What a block adds to the mean of x^2 of its batch indices."""
-    return kernels.mean(x * x, OWN) * (math.prod(x.shape[1:]) / max(math.prod(part.sizes[1:]), 1))
-
-
-def _plan_of(x: Tensor, setting: Setting) -> Plan:
-    """The plan of a block."""
-    return Plan(tuple(x.shape), setting.plan.rows, setting.plan.cols, setting.plan.batch)
+    return kernels.mean(x * x, OWN) * (math.prod(x.shape[1:]) / part.piece.per_batch)
 
 
 def _indices(index: Tensor, device: torch.device) -> Tensor:
     """`elements_of` or a part of it, as int32."""
-    if not index.is_meta:
-        return index.to(device)
-    found = torch.full((1, 1, 1, 1), int(index.storage_offset()), device=device)
-    for axis, (count, stride) in enumerate(zip(index.shape, index.stride(), strict=True)):
-        along = torch.arange(count, device=device) * stride
-        found = found + along.view([-1 if axis == other else 1 for other in range(4)])
-    return found.to(torch.int32)
+    return in_memory(index, device) if index.is_meta else index.to(device)

@@ -70,17 +70,33 @@ def strides_of(view: Tensor) -> list[int]:
     return [stride if size > 1 else 0 for size, stride in zip(view.shape, view.stride(), strict=True)]
 
 
-def elements_of(plan: Plan) -> Tensor:
+def elements_of(plan: Plan, index: Tensor | None = None) -> Tensor:
     """The indices of the elements in C order, modulo 2^32, as [batch, lead, rows, columns].
 
     Without memory, where an element's index is the sum of its places times the strides; else int32.
+
+    Args:
+        plan: of the elements.
+        index: their indices, where they are a part of a larger tensor: without memory, with the strides of that and
+            beginning where its first element lies in that, or int32.
     """
-    indices = torch.empty(plan.shape, device="meta")
+    indices = torch.empty(plan.shape, device="meta") if index is None else index
+    if not indices.is_meta:
+        return view_of(indices, plan)
     view = indices.reshape(plan.matrix_shape).permute(canonical(plan).order)
     try:
         return view.view(canonical(plan).sizes)
     except RuntimeError:  # the strides do not allow it
-        return view_of(torch.arange(math.prod(plan.shape)).to(torch.int32).reshape(plan.shape), plan)
+        return view_of(in_memory(indices), plan)
+
+
+def in_memory(index: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Indices that are there without memory, as int32."""
+    found = torch.full((1,) * index.ndim, int(index.storage_offset()), device=device)
+    for axis, (count, stride) in enumerate(zip(index.shape, index.stride(), strict=True)):
+        along = torch.arange(count, device=device) * stride
+        found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
+    return found.to(torch.int32)
 
 
 def _size(shape: Shape, axes: Shape) -> int:

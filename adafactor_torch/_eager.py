@@ -51,21 +51,37 @@ def _kind(work: Work) -> tuple[Any, ...]:
 
 
 def _step_stack(works: list[Work], amp: Amp) -> None:
+    of_one = works[0].setting.plan
+    stack, plan = stacked(works, of_one)
+    _advance(Part(stack, plan, amp, stack.p.numel(), of_one=of_one))
+    unstack(stack, works)
+
+
+def stacked(works: list[Work], of_one: Plan) -> tuple[Work, Plan]:
+    """Works of one kind as one, behind each other along a batch axis in front, and its plan.
+
+    `of_one` is the plan of one of them.
+    """
     first, setting = works[0], works[0].setting
     names = [name for name in first.state if name != "step"]
-    stacked = {name: torch.stack([work.state[name] for work in works]) for name in names}
+    state = {name: torch.stack([work.state[name] for work in works]) for name in names}
     p, grad = torch.stack([work.p for work in works]), torch.stack([work.grad for work in works])
     told = [work.telemetry for work in works if work.telemetry is not None]
-    stack = Work(p, grad, stacked, setting, first.now, maximize=first.maximize)
+    stack = Work(p, grad, state, setting, first.now, maximize=first.maximize)
     stack.telemetry = torch.cat(told) if told else None
     if setting.stochastic:
         keys = torch.tensor([work.key for work in works], device=p.device).to(torch.int32)
-        stack.key = keys.repeat_interleave(canonical(setting.plan).sizes[0]).view(-1, 1, 1, 1)
-    _advance(Part(stack, _stacked(setting.plan, len(works)), amp, p.numel(), of_one=setting.plan))
-    torch._foreach_copy_([work.p for work in works], p.unbind())
-    for name in names:
-        torch._foreach_copy_([work.state[name] for work in works], stacked[name].unbind())
+        stack.key = keys.repeat_interleave(canonical(of_one).sizes[0]).view(-1, 1, 1, 1)
+    return stack, _stacked(of_one, len(works))
+
+
+def unstack(stack: Work, works: list[Work]) -> None:
+    """Give every work what has been computed for the stack."""
+    torch._foreach_copy_([work.p for work in works], stack.p.unbind())
+    for name, x in stack.state.items():
+        torch._foreach_copy_([work.state[name] for work in works], x.unbind())
     if stack.telemetry is not None:
+        told = [work.telemetry for work in works if work.telemetry is not None]
         torch._foreach_copy_(told, stack.telemetry.chunk(len(works)))
 
 

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._canonical import canonical
 from ._groups import Group, check_lr, check_options, counts_on_device, form_of, lr_of, named
 from ._paths import Paths, is_fused, triton_path
 from ._phases import Amp, Setting, Work
+from ._sharded import is_dtensor, local_of
 from ._steady import Steady, can_be_steady
 from ._works import Given, Settings, count, finished, given_of, kept, ready, works_of
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
+    from ._sharded_step import Sharded
 
 # Number of a group, position of its first parameter or None where one alone is stepped, works of its parameters.
 _Found = tuple[int, int | None, list[Work]]
@@ -31,6 +32,7 @@ class Engine:
         self._told: dict[Tensor, tuple[Setting, Tensor]] = {}
         self._skipped: dict[Tensor, Tensor] = {}
         self._steady: dict[int, Steady] = {}  # of a group's last step, for as long as the next is like it
+        self._sharded: Sharded | None = None
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
         self._ids: list[int] = []  # of all parameters in the last step
 
@@ -40,9 +42,10 @@ class Engine:
             found = self._all(optimizer) if only is None else [self._one(optimizer, only)]
             # Every check that can refuse the step is behind us.
             amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-            for number, first, works in found:
-                if works:
-                    self._step_group(optimizer, number, first, works, amp)
+            done = [self._step_group(optimizer, number, first, works, amp) for number, first, works in found]
+            self._step_sharded(optimizer, [work for works in done for work in works if is_dtensor(work.p)], amp)
+            for (number, *_), works in zip(found, done, strict=True):
+                self._write_lr(optimizer, number, optimizer.param_groups[number], works)
         finally:
             for steady in self._steady.values() if only is None else ():
                 steady.forget_gradients()
@@ -92,30 +95,53 @@ class Engine:
         _check_kernels(group, works)
         return works
 
-    def _step_group(self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp) -> None:
+    def _step_group(
+        self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp
+    ) -> list[Work]:
+        """The works that are done, sharded ones still to be."""
         group = optimizer.param_groups[number]
         skips = group["nonfinite"] == "skip"
-        if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in works):
+        alone = [work for work in works if not is_dtensor(work.p)]
+        if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in alone):
             if float(amp.found_inf):  # who counts steps on the host has to know there whether one is left out
-                for work in works if skips else ():
+                for work in alone if skips else ():
                     self._skips_of(work.p).add_(1)
-                return
-            amp = amp._replace(found_inf=None)
+                works = [work for work in works if is_dtensor(work.p)]
+            found_inf = None
+        else:
+            found_inf = amp.found_inf
         steady = self._steady.get(number)
-        if steady is None:
+        if steady is None and works:
             works = self._completed(optimizer, group, works, skips)
             if first is not None and can_be_steady(group, works):
                 steady = self._steady[number] = Steady(group, works)
         for work in works:
             if work.t:
                 count(work)
-        self._paths.step(group, works, amp, steady)
-        self._write_lr(optimizer, number, group, works)
+        alone = [work for work in works if not is_dtensor(work.p)]
+        if alone:
+            self._paths.step(group, alone, amp._replace(found_inf=found_inf), steady)
+        return works
+
+    def _step_sharded(self, optimizer: "Adafactor", works: list[Work], amp: Amp) -> None:
+        """The sharded works of all groups together."""
+        if not works:
+            return
+        if self._sharded is None:
+            from ._sharded_step import Sharded  # not before, as it imports torch.distributed
+
+            self._sharded = Sharded()
+        self._sharded.step(works, amp)
+        for work in works:
+            if work.state["step"].is_cpu and not finished(work.state):  # there was no gradient anywhere, or a bad one
+                del optimizer.state[work.p]
+                self._has_state.pop(work.p)
 
     def _completed(self, optimizer: "Adafactor", group: Group, works: list[Work], skips: bool) -> list[Work]:
         """The works to be done, with complete states, counted where a device counts."""
-        if skips:
-            works = [work for work in works if counts_on_device(group, work.p) or self._is_finite(work)]
+        if skips:  # whether a sharded one is finite is no matter of this process alone
+            undecided = [is_dtensor(work.p) or counts_on_device(group, work.p) for work in works]
+            works = [work for work, later in zip(works, undecided, strict=True) if later or self._is_finite(work)]
         on_device = []
         for work in works:
             there = counts_on_device(group, work.p)
@@ -123,7 +149,7 @@ class Engine:
             if not known or len(work.state) != 1 + len(work.setting.layout):
                 work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
-            if there and skips:
+            if skips and (there or is_dtensor(work.p)):
                 work.skipped = self._skips_of(work.p)
             if group["telemetry"]:
                 work.telemetry = self._told_of(work)
@@ -165,7 +191,7 @@ class Engine:
                         setting = self._settings.of(p, name, form_of(group), group["rounding"])
                         self._told[p] = setting, _nothing_told(setting, p)
                     setting, told = self._told[p]
-                    shape = [p.shape[axis] for axis in setting.plan.batch]
+                    shape = _batch_shape(setting, p)
                     columns = {of: told[:, i].reshape(shape) for i, of in enumerate(_TOLD)}
                     who = name or f"{number}.{place}"
                     who = f"{number}.{who}" if who in shown else who  # two models, say, that have a "bias" each
@@ -204,4 +230,11 @@ def _check_kernels(group: Group, works: list[Work]) -> None:
 
 
 def _nothing_told(setting: Setting, p: Tensor) -> Tensor:
-    return torch.full((canonical(setting.plan).sizes[0], len(_TOLD)), math.nan, device=p.device)
+    count = math.prod(_batch_shape(setting, p))
+    return torch.full((count, len(_TOLD)), math.nan, device=p.device)
+
+
+def _batch_shape(setting: Setting, p: Tensor) -> list[int]:
+    """The sizes of the batch axes; of those of a sharded one, what this process holds."""
+    shape = local_of(p).shape
+    return [shape[axis] for axis in setting.plan.batch]

@@ -63,12 +63,17 @@ def lerp(old: Tensor, new: Tensor, beta: Number, complement: Number) -> Tensor:
     )
 
 
-def root_factors(moments: tuple[Tensor, ...], floor: float | None, plan: Plan) -> tuple[Tensor, ...]:
-    """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone."""
+def root_factors(
+    moments: tuple[Tensor, ...], floor: float | None, plan: Plan, row_mean: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Factors whose product is sqrt(V), V = R C / mean(R), the mean at least `floor`; not factored: sqrt(V) alone.
+
+    `row_mean` is mean(R), where R is a part of the whole one only.
+    """
     if not plan.factored:
         return (torch.sqrt(moments[0]),)
     v_row, v_col = moments
-    norm = mean(v_row, plan.rows)
+    norm = mean(v_row, plan.rows) if row_mean is None else row_mean
     norm = norm if floor is None else norm.clamp(min=floor)
     return torch.sqrt(v_row) / torch.sqrt(norm), torch.sqrt(v_col)
 

@@ -128,6 +128,7 @@ class Work:
     t: int = 0  # the number of this step, where the host counts
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
+    missing: bool = False  # there is no gradient here, but there may be one on another process
 
 
 class Amp(NamedTuple):

@@ -11,6 +11,7 @@ from adafactor_spec.errors import refusal
 
 from ._groups import FLOATS, OPTIONS, Group, check_options, counts_on_device, named, plan_of, recipe_of
 from ._phases import Setting
+from ._sharded import laid
 
 StateDict = dict[str, Any]
 # Schedules and rules are saved as JSON text: torch's checkpointing takes containers in a group apart.
@@ -82,7 +83,9 @@ def restored(saved: StateDict, current: list[Group], values: list[Group]) -> dic
                 raise refusal(who, f"tensors of shapes {expected}", found, remedy)
             # The dtypes are those of the recipe that goes on.
             layout = layout | Setting(stored.for_name(name), plan, dtype, rounding).layout
-            states[p] = {e: state[e].to(p.device, layout[e][1], copy=True) for e in state if e != "step"}
+            states[p] = {
+                e: laid(state[e].to(p.device, layout[e][1], copy=True), p, e, plan) for e in state if e != "step"
+            }
             place = p.device if counts_on_device(group | fields, p) else "cpu"
             states[p]["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=place).clone()
     return states

@@ -13,6 +13,7 @@ from adafactor_spec import rounding_key
 
 from ._groups import OPTIONS, Group, form_of, lr_of
 from ._phases import NO_GRADIENT, State, Work
+from ._sharded import is_dtensor
 from ._works import Settings, counter_of
 
 _ADDRESS = Tensor.data_ptr
@@ -85,7 +86,8 @@ class Steady:
 
 def can_be_steady(group: Group, works: list[Work]) -> bool:
     """Whether a step of a group may be like the one before without a look at its values."""
-    return group["nonfinite"] == "propagate" and all(work.p.is_cpu and work.t for work in works)
+    whole = all(work.p.is_cpu and work.t and not is_dtensor(work.p) for work in works)
+    return group["nonfinite"] == "propagate" and whole
 
 
 def _options_of(group: Group) -> list[Any]:

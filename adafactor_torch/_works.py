@@ -18,7 +18,8 @@ from ._groups import (
     numbers_of,
     plan_of,
 )
-from ._phases import Setting, State, Work
+from ._phases import NO_GRADIENT, Setting, State, Work
+from ._sharded import is_dtensor, is_like, laid, takes_part, zeros_for
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
@@ -102,14 +103,20 @@ def given_of(group: Group, first: int) -> list[Given]:
 
 
 def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
-    """Those of the given parameters of a group that have a gradient, after every check that can refuse it."""
+    """Those of the given parameters of a group that have a gradient, after every check that can refuse it.
+
+    A sharded parameter without one is among them: other processes may have one.
+    """
     form, rounding, work = form_of(group), group["rounding"], []
     for position, name, p in given:
         grad = p.grad
         if grad is not None:
             _check_gradient(name, p, grad)
             # What is in memory is what is meant, for those who read it there.
-            work.append((p, grad.resolve_neg(), settings.of(p, name, form, rounding), position))
+            grad = grad if is_dtensor(grad) else grad.resolve_neg()
+            work.append((p, grad, settings.of(p, name, form, rounding), position))
+        elif takes_part(p):
+            work.append((p, NO_GRADIENT, settings.of(p, name, form, rounding), position))
     return work
 
 
@@ -138,6 +145,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
         works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter, t))
+        works[-1].missing = grad is NO_GRADIENT
         if there:
             on_device.setdefault(p.device, []).append((works[-1], index))
     for device, pairs in on_device.items():
@@ -195,12 +203,21 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
         del state[entry]  # of a field that has been changed since
     for entry, (shape, dtype) in layout.items():
         if entry not in state or state[entry].shape != shape:
-            state[entry] = torch.zeros(shape, dtype=dtype, device=p.device)
+            state[entry] = zeros_for(p, entry, setting.plan, shape, dtype)
+        elif not is_like(state[entry], p, entry, setting.plan):
+            state[entry] = laid(state[entry], p, entry, setting.plan)
     return state
 
 
 def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
-    if grad.layout == torch.strided and grad.shape == p.shape and grad.dtype in FLOATS and grad.device == p.device:
+    alike = is_dtensor(grad) == is_dtensor(p)
+    if (
+        alike
+        and grad.layout == torch.strided
+        and grad.shape == p.shape
+        and grad.dtype in FLOATS
+        and grad.device == p.device
+    ):
         return
     who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
     if grad.layout != torch.strided:
@@ -212,6 +229,8 @@ def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
         raise refusal(f"dtype of {who}", "one of " + ", ".join(dtypes.NAMES), str(grad.dtype))
     if grad.device != p.device:
         raise refusal(f"device of {who}", str(p.device), str(grad.device))
+    if not alike:
+        raise refusal(who, "a DTensor" if is_dtensor(p) else "a plain tensor", type(grad).__name__)
     raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
 
 

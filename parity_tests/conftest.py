@@ -1,8 +1,13 @@
 """Settings of the whole suite."""
 
+from collections.abc import Iterator
+
 import jax
+import pytest
 import torch
 from hypothesis import settings
+
+from .two_processes import Ranks, processes
 
 # Every case replays: the default draws the same examples each time and prints what reproduces a failure.
 # `pytest --hypothesis-profile=explore` looks for new ones.
@@ -15,3 +20,10 @@ torch.set_num_threads(1)
 
 # Tests of sharded runs need several devices, and only before the first use of JAX can they be asked for.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes for the whole run: starting them takes longer than most of what they do."""
+    with processes(tmp_path_factory.mktemp("four"), 4) as ranks:
+        yield ranks

@@ -1,4 +1,4 @@
-"""Several processes: DDP and ZeroRedundancyOptimizer as one process does it; flat shards and DTensors, refused."""
+"""Several processes: DDP, ZeroRedundancyOptimizer and FSDP2 as one process does it; flat shards, refused."""
 
 import io
 import re
@@ -146,6 +146,16 @@ def assert_equal(actual: list[Array], expected: list[Array]) -> None:
         assert_near(torch.tensor(ours), theirs)
 
 
+def with_fsdp2(case: str) -> list[Array]:
+    from torch.distributed.fsdp import fully_shard
+
+    model: Any = network()
+    for module in (*model, model):
+        fully_shard(module, mesh=dist.device_mesh.init_device_mesh("cpu", (WORLD,)))
+    train(model, Adafactor(model.named_parameters(), **CASES[case]), 1, STEPS)
+    return [p.detach().full_tensor().numpy() for p in model.parameters()]
+
+
 def assert_replicas(first: list[Array], second: list[Array]) -> None:
     assert [bits(torch.tensor(array)) for array in first] == [bits(torch.tensor(array)) for array in second]
 
@@ -155,6 +165,12 @@ def test_ddp_equals_one_process_on_the_whole_batch(ranks: Ranks, case: str) -> N
     first, second = ranks(with_ddp, case)
     assert_replicas(first, second)
     assert_equal(first, one_process(case))
+
+
+def test_fsdp2_equals_one_process_on_the_whole_batch(ranks: Ranks) -> None:
+    first, second = ranks(with_fsdp2, "momentum")
+    assert_replicas(first, second)
+    assert_equal(first, one_process("momentum"))
 
 
 # Which rank keeps a parameter decides which others it shares a kernel with; so the budget, and not bits.
@@ -213,20 +229,6 @@ def plain_parameters_beside_fsdp1() -> None:
         assert len(optimizer.param_groups) == 1
 
 
-def fsdp2_refused() -> str:
-    from torch.distributed.fsdp import fully_shard
-
-    model = network()
-    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (WORLD,)))
-    return refused(model)
-
-
-def replicated_dtensor_refused() -> str:
-    from torch.distributed.tensor import distribute_module  # which replicates, where nobody says otherwise
-
-    return refused(distribute_module(network(), dist.device_mesh.init_device_mesh("cpu", (WORLD,))))
-
-
 @pytest.mark.parametrize("original", [False, True], ids=["flat", "use_orig_params"])
 def test_fsdp1_is_refused(ranks: Ranks, original: bool) -> None:
     for message in ranks(fsdp1_refused, original):
@@ -237,10 +239,3 @@ def test_fsdp1_is_refused(ranks: Ranks, original: bool) -> None:
 
 def test_plain_parameters_beside_fsdp1_are_not_refused(ranks: Ranks) -> None:
     ranks(plain_parameters_beside_fsdp1)
-
-
-@pytest.mark.parametrize("build", [fsdp2_refused, replicated_dtensor_refused], ids=["fsdp2", "replicated"])
-def test_dtensors_are_refused(ranks: Ranks, build: Any) -> None:
-    for message in ranks(build):
-        assert message.startswith("parameter '0.weight' must be a whole tensor, got 'a DTensor'. DTensors, ")
-        assert "are not supported yet" in message

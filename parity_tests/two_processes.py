@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, for tests of what runs on several devices: no port of ours, only files and pipes."""
+"""Processes joined by gloo, for tests of what runs on several devices: no port of ours, only files and pipes."""
 
 import contextlib
 import datetime
@@ -23,7 +23,7 @@ class Failed(AssertionError):
 
 
 class Ranks:
-    """Both processes. Calling it runs a function of a test module, with picklable arguments, in each of them."""
+    """The processes. Calling it runs a function of a test module, with picklable arguments, in each of them."""
 
     def __init__(self, pipes: list[Connection]) -> None:
         self._pipes = pipes
@@ -43,13 +43,18 @@ class Ranks:
         return [answer for _, answer in answers]
 
 
-@contextlib.contextmanager
-def two_processes(folder: Path) -> Iterator[Ranks]:
+def two_processes(folder: Path) -> contextlib.AbstractContextManager[Ranks]:
     """Starts both, which find each other by a file in `folder`, and ends them."""
+    return processes(folder, WORLD)
+
+
+@contextlib.contextmanager
+def processes(folder: Path, world: int) -> Iterator[Ranks]:
+    """Starts `world` processes, which find each other by a file in `folder`, and ends them."""
     context = multiprocessing.get_context("spawn")
-    ends = [context.Pipe() for _ in range(WORLD)]
+    ends = [context.Pipe() for _ in range(world)]
     store = str(folder / "store")
-    ranks = [context.Process(target=_serve, args=(rank, store, there)) for rank, (_, there) in enumerate(ends)]
+    ranks = [context.Process(target=_serve, args=(rank, world, store, there)) for rank, (_, there) in enumerate(ends)]
     for process, (_, there) in zip(ranks, ends, strict=True):
         process.start()
         there.close()  # so that the end of the process is the end of the pipe
@@ -72,11 +77,11 @@ def _answer(pipe: Connection) -> tuple[bool, Any]:
         return False, "the process is gone"
 
 
-def _serve(rank: int, store: str, pipe: Connection) -> None:
+def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     patience = datetime.timedelta(seconds=PATIENCE)
-    dist.init_process_group("gloo", f"file://{store}", timeout=patience, world_size=WORLD, rank=rank)
+    dist.init_process_group("gloo", f"file://{store}", timeout=patience, world_size=world, rank=rank)
     while (task := pipe.recv()) is not None:
         function, arguments = task
         try:

@@ -1,0 +1,99 @@
+"""R and C of one parameter, of a stack or of a part of one, from its blocks."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan
+
+from . import _kernels as kernels
+from ._phases import Setting
+from ._pieces import Sum
+
+if TYPE_CHECKING:
+    from ._blocks import Part
+
+Roots = list[tuple[Tensor, ...]]
+
+
+class Factors:
+    """R and C of a part in one step: phase 1, and the first half of phase 2.
+
+    mean(R) is the mean of old R and of g^2, in their proportion. So where other processes have other rows, and columns
+    too, R need not be known before its mean is: their means travel with the sums of g^2. In a state of 16 bits the
+    mean of what is kept is another, and has to be asked for by itself.
+    """
+
+    def __init__(self, part: "Part", ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+        self._part, one, piece = part, part.one, part.piece
+        setting, cut = part.setting, part.cut
+        self._kept = part.state["v_row"], part.state["v_col"]
+        self.rows, self.cols = (
+            torch.zeros(moment.shape, dtype=setting.compute, device=moment.device) for moment in self._kept
+        )
+        (of_rows,), (of_cols,) = setting.plan.rows, setting.plan.cols
+        for p, g, state, row, col in zip(ps, gs, states, cut(self.rows), cut(self.cols), strict=True):
+            wide = part.gradient(p, g, state)
+            row_means, col_means = kernels.statistics(wide, setting.added, plan_of(wide, setting))
+            row.copy_(row_means)
+            col += col_means * (wide.shape[of_rows] / piece.count(one.rows))
+        self.sums: list[Sum] = []
+        self._norm: Tensor | None = None
+        if piece.is_split(one.cols):
+            self.rows *= part.sizes[of_cols] / piece.count(one.cols)
+            self.sums.append(Sum(self.rows, one.cols))
+        self.sums.append(Sum(self.cols, one.rows))
+        self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
+        if piece.is_split(one.rows):
+            self._ask_for_mean()
+
+    def _ask_for_mean(self) -> None:
+        part, one = self._part, self._part.one
+        row = self._kept[0]
+        if not part.piece.is_split(one.cols):
+            self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
+            self.sums.append(Sum(self._norm, one.rows))
+        elif row.dtype == part.setting.compute:
+            self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
+            self.sums += [Sum(old, one.rows), Sum(squares, (*one.rows, *one.cols))]
+
+    def update(self) -> list[Sum]:
+        """Put the means into R and C; what is still to be summed up."""
+        part, one, now = self._part, self._part.one, self._part.now
+        for which, kept in enumerate(self._kept):
+            write(kept, self._updated(which), part.good)
+        if self._means is not None:
+            self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
+        elif self._norm is None and part.piece.is_split(one.rows):
+            self._norm = self._mean_of_rows(self._kept[0])
+            return [Sum(self._norm, one.rows)]
+        return []
+
+    def roots(self) -> Roots:
+        """The roots of both factors, for each block."""
+        part, setting = self._part, self._part.setting
+        v_row, v_col = (part.read(moment).to(setting.compute) for moment in self._kept)
+        row_root, col_root = kernels.root_factors((v_row, v_col), setting.floor, setting.plan, self._norm)
+        return list(zip(part.cut(row_root), part.cut(col_root), strict=True))
+
+    def _updated(self, which: int) -> Tensor:
+        now, mean = self._part.now, (self.rows, self.cols)[which]
+        return kernels.ema(self._kept[which].to(mean.dtype), mean, now.beta2, now.beta2_complement)
+
+    def _mean_of_rows(self, x: Tensor) -> Tensor:
+        """This process's share of a mean over the rows."""
+        part = self._part
+        (of_rows,) = part.setting.plan.rows
+        share = part.sizes[of_rows] / part.piece.count(part.one.rows)
+        return kernels.mean(x.to(part.setting.compute), part.setting.plan.rows) * share
+
+
+def write(into: Tensor, value: Tensor, good: Tensor | None) -> None:
+    """Copy a value to where the mask says so, or everywhere."""
+    into.copy_(value if good is None else torch.where(good, value, into.to(value.dtype)))
+
+
+def plan_of(x: Tensor, setting: Setting) -> Plan:
+    """The plan of a block."""
+    return Plan(tuple(x.shape), setting.plan.rows, setting.plan.cols, setting.plan.batch)

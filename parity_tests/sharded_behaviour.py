@@ -1,0 +1,203 @@
+"""What processes have to agree about, case by case, for the processes of a test."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor.debug import CommDebugMode
+
+from adafactor_spec import Recipe, factoring
+from adafactor_torch import Adafactor
+from adafactor_torch._blocks import Part
+from adafactor_torch._canonical import from_view
+from adafactor_torch._phases import NO_AMP, Setting, Work
+from adafactor_torch._sharded import Lay
+
+from . import sharded_runs as runs
+from .sharded_runs import SHAPES, Shape
+
+SOME: tuple[Shape, ...] = ((13, 27), (16, 8), (27,))
+
+
+def lr_of_t(t: Any) -> Any:
+    return 0.3 / t
+
+
+def _made(name: str, shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float64, **fields: Any) -> Adafactor:
+    params = [torch.nn.Parameter(runs.laid(name, i, x)) for i, x in enumerate(runs.start(dtype, shapes))]
+    return Adafactor([(f"p{i}", p) for i, p in enumerate(params)], **{"lr": 0.05, **fields})
+
+
+def _params(optimizer: Adafactor) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _give(name: str, optimizer: Adafactor, grads: list[Tensor | None]) -> None:
+    for i, (p, g) in enumerate(zip(_params(optimizer), grads, strict=True)):
+        p.grad = None if g is None else runs.laid(name, i, g)
+
+
+def _error(optimizer: Adafactor, plain: Adafactor, shapes: tuple[Shape, ...]) -> float:
+    theirs = [p.detach() for p in _params(plain)]
+    return runs.error(_params(optimizer), theirs, runs.start(theirs[0].dtype, shapes))
+
+
+def missing_here(name: str) -> float:
+    """The error of a run in which the last process has no gradient of some parameters, against zeros in its place."""
+    optimizer, plain = (_made(layout, SHAPES, beta1=0.9) for layout in (name, "plain"))
+    without = dist.get_rank() == dist.get_world_size() - 1
+    for t in range(1, 6):
+        whole: list[Tensor | None] = list(runs.gradients(t, torch.float64, SHAPES))
+        _give(name, optimizer, whole)
+        for i, p in enumerate(_params(optimizer)):
+            if i % 2 == t % 2 and not any(placement.is_replicate() for placement in p.placements):  # type: ignore[attr-defined]
+                if without:
+                    runs.local(p.grad).zero_()  # type: ignore[arg-type]
+                whole[i] = p.grad.full_tensor()  # type: ignore[union-attr]
+                p.grad = None if without else p.grad
+        _give("plain", plain, whole)
+        optimizer.step()
+        plain.step()
+    return _error(optimizer, plain, SHAPES)
+
+
+def missing_everywhere() -> bool:
+    """Whether a parameter without a gradient, beside others, stays what it was and gets no state."""
+    optimizer = _made("row", SOME, weight_decay=0.5, weight_decay_by="one", telemetry=True)
+    idle = _params(optimizer)[1]
+    before = runs.local(idle).clone()
+    for t in (1, 2):
+        grads: list[Tensor | None] = list(runs.gradients(t, torch.float64, SOME))
+        _give("row", optimizer, [grads[0], None, grads[2]])
+        optimizer.step()
+    steps = [float(optimizer.state[p]["step"]) for p in _params(optimizer) if p in optimizer.state]
+    return torch.equal(runs.local(idle), before) and idle not in optimizer.state and steps == [2.0, 2.0]
+
+
+def skipped(name: str) -> tuple[float, list[int], list[float], float] | None:
+    """(Error against one process, steps left out and taken of every parameter, learning rate) after five steps."""
+    if not runs.is_in(name):
+        return None
+    both = [
+        _made(layout, SOME, lr=lr_of_t, nonfinite="skip", telemetry=True, relative_step=False)
+        for layout in (name, "plain")
+    ]
+    for t in range(1, 6):
+        grads = runs.gradients(t, torch.float64, SOME)
+        if t in (1, 3):
+            grads[2][-1] = torch.inf if t == 1 else torch.nan
+        if t == 2:
+            grads[0][0, 0] = -torch.inf
+        for layout, optimizer in zip((name, "plain"), both, strict=True):
+            _give(layout, optimizer, list(grads))
+            optimizer.step()
+    optimizer, plain = both
+    skips = [int(told["skipped"]) for told in optimizer.telemetry().values()]
+    steps = [float(optimizer.state[p]["step"]) for p in _params(optimizer)]
+    return _error(optimizer, plain, SOME), skips, steps, optimizer.param_groups[0]["lr"]
+
+
+def found_inf() -> bool:
+    """Whether a step is left out on all processes where a GradScaler says so on one, and the next is taken."""
+    optimizer = _made("rows", SOME, fused=True)
+    before = [runs.local(p).clone() for p in _params(optimizer)]
+    alike = []
+    for bad in (True, False):
+        _give("rows", optimizer, list(runs.gradients(1, torch.float64, SOME)))
+        found = torch.tensor(float(bad and dist.get_rank() == 1))
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), found  # type: ignore[attr-defined]
+        optimizer.step()
+        pairs = zip(_params(optimizer), before, strict=True)
+        alike.append(all(torch.equal(runs.local(p), old) for p, old in pairs if old.numel()))
+    return alike == [True, False]
+
+
+def rounded(name: str) -> tuple[int, float]:
+    """(Elements that do not count as what they are in the whole; the share of them that is rounded differently)."""
+    wrong = differing = total = 0
+    optimizer, plain = (_made(layout, SHAPES, torch.bfloat16, rounding="stochastic") for layout in (name, "plain"))
+    setting = Recipe(lr=0.1)
+    for i, p in enumerate(_params(optimizer)):
+        plan = factoring.plan(factoring.last_two, tuple(p.shape))
+        lay = Lay(p, plan)
+        one = Setting(setting, lay.plan, "bfloat16", "stochastic")
+        work = Work(runs.local(p), runs.local(p), {}, one, setting.at(1))
+        work.state = {key: torch.zeros(shape) for key, (shape, _) in one.layout.items()}
+        part = Part(work, lay.plan, NO_AMP, 1 << 18, piece=lay.piece)
+        (elements,) = part.elements()
+        whole = torch.arange(p.numel(), dtype=torch.int32).view(plan.shape)
+        expected = runs.part_of(whole, p)
+        assert elements is not None
+        wrong += int((from_view(elements, lay.plan, tuple(expected.shape)) != expected).sum())
+        p.grad = runs.laid(name, i, runs.gradients(1, torch.bfloat16, SHAPES)[i])
+    _give("plain", plain, list(runs.gradients(1, torch.bfloat16, SHAPES)))
+    optimizer.step()
+    plain.step()
+    for p, whole in zip(_params(optimizer), _params(plain), strict=True):
+        differing += int((runs.local(p) != runs.part_of(whole.detach(), p)).sum())
+        total += runs.local(p).numel()
+    return wrong, differing / max(total, 1)
+
+
+def told(name: str) -> float:
+    """How far telemetry is from that of one process, relative to it."""
+    both = [_made(layout, SOME, telemetry=True) for layout in (name, "plain")]
+    for layout, optimizer in zip((name, "plain"), both, strict=True):
+        runs.advance(layout, optimizer, 1, 3)
+    worst = 0.0
+    for ours, theirs in zip(*(optimizer.telemetry().values() for optimizer in both), strict=True):
+        for key, value in theirs.items():
+            worst = max(worst, float(((ours[key] - value).abs() / value.abs().clamp(min=1e-3)).max()))
+    return worst
+
+
+def placed() -> None:
+    """Every tensor of a state lies as it should: reduced axes replicated, all others as the parameter's."""
+    optimizer = _made("row", ((13, 27), (6, 5, 9), (27,)), beta1=0.9, amsgrad=True)
+    runs.advance("row", optimizer, 1, 1)
+    matrix, _, vector = (optimizer.state[p] for p in _params(optimizer))
+    rows, columns = _params(optimizer)[0].placements  # type: ignore[attr-defined]
+    assert matrix["v_row"].placements == (rows, Replicate()) and matrix["v_row"].shape == (13, 1)
+    assert matrix["v_col"].placements == (Replicate(), columns) and matrix["v_col"].shape == (1, 27)
+    for entry in ("m", "v_max"):
+        assert matrix[entry].placements == (rows, columns) and matrix[entry].shape == (13, 27)
+    assert vector["v"].placements == _params(optimizer)[2].placements  # type: ignore[attr-defined]
+    assert not isinstance(matrix["step"], DTensor) and float(matrix["step"]) == 1.0
+
+
+def narrow_state() -> tuple[float, dict[str, int]]:
+    """(How far RMS(u) is from that of one process with R and C in 16 bits; the collectives of the last step)."""
+    both = [
+        _made(layout, SOME, torch.bfloat16, state_dtype="param", telemetry=True, clipping_threshold=None)
+        for layout in ("row", "plain")
+    ]
+    with CommDebugMode() as mode:
+        runs.advance("row", both[0], 1, 1)
+    runs.advance("plain", both[1], 1, 1)
+    ours, theirs = (optimizer.telemetry()["p0"]["update_rms"] for optimizer in both)
+    counts = {str(kind): count for kind, count in mode.get_comm_counts().items() if count}
+    return float((ours / theirs - 1.0).abs()), counts
+
+
+def one_by_one(name: str) -> float:
+    """The error of a run whose parameters are stepped one by one."""
+    optimizer, plain = (_made(layout, SOME, beta1=0.9) for layout in (name, "plain"))
+    runs.advance("plain", plain, 1, 3)
+    for t in range(1, 4):
+        _give(name, optimizer, list(runs.gradients(t, torch.float64, SOME)))
+        for p in reversed(_params(optimizer)):
+            optimizer.step_param(p)
+    return _error(optimizer, plain, SOME)
+
+
+def refusals() -> tuple[str, str]:
+    with pytest.raises(ValueError, match="reshapes") as reshaped:
+        _made("rows", SHAPES, factoring=factoring.as_matrix)
+    _made("copies", SHAPES, factoring=factoring.as_matrix)
+    terms = DTensor.from_local(torch.ones(4, 3), runs.meshes()["line"], [Partial()], run_check=False)
+    with pytest.raises(ValueError, match="must be Shard or Replicate") as partial:
+        Adafactor([("p", torch.nn.Parameter(terms))])
+    return str(reshaped.value), str(partial.value)
