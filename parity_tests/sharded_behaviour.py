@@ -55,7 +55,7 @@ def missing_here(name: str) -> float:
         for i, p in enumerate(_params(optimizer)):
             if i % 2 == t % 2 and not any(placement.is_replicate() for placement in p.placements):  # type: ignore[attr-defined]
                 if without:
-                    runs.local(p.grad).zero_()  # type: ignore[arg-type]
+                    runs.local(p.grad).zero_()
                 whole[i] = p.grad.full_tensor()  # type: ignore[union-attr]
                 p.grad = None if without else p.grad
         _give("plain", plain, whole)

@@ -131,15 +131,13 @@ def single(
 
 def part_of(x: Tensor, p: Any) -> Tensor:
     """The part of x that this process holds of p."""
-    return (
-        distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None).to_local()
-        if isinstance(p, DTensor)
-        else x
-    )
+    if not isinstance(p, DTensor):
+        return x
+    return local(distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None))
 
 
 def local(x: Any) -> Tensor:
-    return x.detach().to_local() if isinstance(x, DTensor) else x.detach()
+    return (x.to_local() if isinstance(x, DTensor) else x).detach()
 
 
 def error(params: Iterable[Tensor], expected: Iterable[Tensor], begun: Iterable[Tensor]) -> float:
