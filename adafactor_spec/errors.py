@@ -124,14 +124,14 @@ def _call_name(function: Callable[..., Any]) -> str:
 
 
 def _range(above: float | None, at_least: float | None, below: float | None, at_most: float | None) -> str:
-    left = None if above is None and at_least is None else f"({above:g}" if at_least is None else f"[{at_least:g}"
-    right = None if below is None and at_most is None else f"{below:g})" if at_most is None else f"{at_most:g}]"
+    left = None if above is None and at_least is None else f"({above:.10g}" if at_least is None else f"[{at_least:.10g}"
+    right = None if below is None and at_most is None else f"{below:.10g})" if at_most is None else f"{at_most:.10g}]"
     if left and right:
         return f"in {left}, {right}"
     if above is not None:
-        return "positive" if above == 0 else f"greater than {above:g}"
+        return "positive" if above == 0 else f"greater than {above:.10g}"
     if at_least is not None:
-        return f"at least {at_least:g}"
+        return f"at least {at_least:.10g}"
     if at_most is not None:
-        return f"at most {at_most:g}"
+        return f"at most {at_most:.10g}"
     return "a finite number"

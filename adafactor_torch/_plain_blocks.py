@@ -9,6 +9,8 @@ from torch import Tensor
 from . import _kernels as kernels
 from ._blocks import OWN, Part
 
+# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of what is 1e-30 of it are there.
+LIFT = 2.0**36
 EPS1 = 1e-32  # in float32 a smaller one has to be added to every g^2, before the scale of the sum makes it vanish
 
 
@@ -73,7 +75,8 @@ def _like(block: Tensor, room: Tensor) -> Tensor:
 
 
 def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """R and C with the means of g^2 in them; sqrt(mean(R) / R) and 1 / sqrt(C), the scales of rows and columns."""
+    """R and C with the means of g^2 in them; sqrt(mean(R) / R) and 1 / sqrt(C), the scales of rows and columns,
+    these lifted and those lowered."""
     setting, now, cut = part.setting, part.now, part.cut
     moments = part.state["v_row"], part.state["v_col"]
     rows, cols = (torch.zeros_like(moment, dtype=setting.compute) for moment in moments)
@@ -98,4 +101,4 @@ def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[
         kept.copy_(kernels.ema(kept.to(setting.compute), means, now.beta2, now.beta2_complement))
     v_row, v_col = (moment.to(setting.compute) for moment in moments)
     row_root, col_root = kernels.root_factors((v_row, v_col), None, setting.plan)
-    return row_root.reciprocal_(), col_root.reciprocal_()
+    return row_root.reciprocal_().mul_(1 / LIFT), col_root.reciprocal_().mul_(LIFT)

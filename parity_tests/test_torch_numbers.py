@@ -16,6 +16,7 @@ from .torch_runs import (
     DTYPES,
     GAPS,
     SHAPES,
+    Array,
     Shape,
     advance,
     all_parameters,
@@ -152,6 +153,19 @@ def test_gradients_of_any_size_in_float32(exponent: int, shape: Shape, recipe: R
     for grad in grads:
         if grad.ndim >= 2:
             grad[..., 0, :] = grad[..., 0] = 0.0
+    assert_follows_the_oracle(recipe, param, grads)
+
+
+def test_rows_of_different_size_in_float32(recipe: Recipe) -> None:
+    """Rows of 1e-6 beside such of 1e18 count as much in RMS(u), and those of 1e-18 are below eps1."""
+    # V = R C / mean(R) itself, which only amsgrad keeps, leaves float32's range where a row is 1e-36 of another.
+    exponents = [-9.0, -3.0, 3.0, 9.0] if recipe.amsgrad else [-18.0, -6.0, 6.0, 18.0]
+    rows = 10.0 ** np.array(exponents)[:, None]
+    param, *grads = (values((4, 700), t).astype(np.float32).astype(np.float64) for t in range(5))
+    assert_follows_the_oracle(recipe, param, [(grad * rows).astype(np.float32).astype(np.float64) for grad in grads])
+
+
+def assert_follows_the_oracle(recipe: Recipe, param: Array, grads: list[Array]) -> None:
     exact, budget = float32_budget(recipe, param, grads)
     p = torch.nn.Parameter(torch.tensor(param, dtype=torch.float32))
     optimizer = Adafactor([p], recipe=recipe)
