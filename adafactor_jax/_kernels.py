@@ -19,6 +19,8 @@ Number = jax.typing.ArrayLike
 
 # Numbers whose squares are added before they are divided: 256 * 1e36 is a float32, and the sums of 64 take 1.6 % of x.
 SMALLEST_GROUP, LARGEST_GROUP = 64, 256
+# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of what is 1e-30 of it are there.
+LIFT = 2.0**36
 
 
 def round_to(x: Array, dtype: str) -> Array:
@@ -40,7 +42,8 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
 
     x is divided before it is squared. XLA on a CPU squares and adds in one operation, and takes a fifth longer for
     three: there the squares of what is in memory are first added in groups along the axis that lies closest, small
-    enough for the squares of 1e18, and the groups' sums are divided before they are added.
+    enough for the squares of 1e18, and the groups' sums are divided before they are added. Where x is divided by one
+    number for all of that axis, the sum of its squares is instead.
     """
     x = recomputed(x)
     if not axes:
@@ -48,6 +51,10 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     axis, root = max(axes), 2 ** -((count - 1).bit_length() // -2)
     size = x.shape[axis]
+    if x.quotient is not None and x.quotient[1].shape[axis] == 1:
+        dividend, divisor = x.quotient[0].read(LIFT), x.quotient[1].value
+        sums = _total(dividend * dividend, (axis,)) / divisor * LIFT**-2 / divisor
+        return mean(sums, tuple(other for other in axes if other != axis)) / max(size, 1)
     group, divided = _group(size), x.read(1 / root)
 
     def at_once(divided: Array, _: Array) -> Array:
@@ -61,6 +68,9 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
 
     def in_groups(_: Array, values: Array) -> Array:
         sums = jnp.sum(values * values, axis=axis + (groups != 1), keepdims=groups == 1)
+        if axes == (len(x.shape) - 1,) and groups > 1:  # a product with a vector: of more, XLA makes a slower loop
+            weights = jnp.full((groups, 1), 1 / size, sums.dtype)
+            return jax.lax.dot_general(sums, weights, (((axis,), (0,)), ((), ())), precision="highest")
         power = 2 ** (count // max(group, 1) - 1).bit_length()
         return _total(jax.lax.optimization_barrier(sums) / power, axes) * (power / count)
 
@@ -198,11 +208,15 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
 
 def _group(size: int) -> int | None:
     """How many elements of an axis are added before they are divided: a short axis whole, else a divisor, if there is
-    one, that leaves a number of groups that 8 devices, or as many as can, share evenly."""
+    one: the largest of those whose groups up to 8 devices, or as many as can, share evenly, or share themselves."""
     if size <= LARGEST_GROUP:
         return size
-    divisors = [k for k in range(SMALLEST_GROUP, LARGEST_GROUP + 1) if size % k == 0]
-    return max(divisors, key=lambda k: (math.gcd(size // k, 8), k), default=None)
+
+    def fits(k: int) -> tuple[int, int]:
+        groups = size // k
+        return 8 if 8 % groups == 0 else math.gcd(groups, 8), k
+
+    return max((k for k in range(SMALLEST_GROUP, LARGEST_GROUP + 1) if size % k == 0), key=fits, default=None)
 
 
 def _is_split(x: Array, axis: int) -> bool:

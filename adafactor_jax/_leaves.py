@@ -1,5 +1,6 @@
 """Trees, leaf by leaf: names for factoring rules, dtypes, masks, and gradients that are missing."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -91,6 +92,18 @@ def need_params(params: Tree | None) -> Tree:
     if params is None:
         raise ValueError("params must be given to update, got None. Call tx.update(grads, state, params).")
     return params
+
+
+def own_promotion(update: Callable[..., Any]) -> Callable[..., Any]:
+    """An update for callers who have set `jax_numpy_dtype_promotion="strict"`, too: here every array has a dtype given,
+    but schedules mix the whole number t with fractions."""
+
+    @functools.wraps(update)
+    def promoting(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return update(*args, **kwargs)
+
+    return promoting
 
 
 def structure_of(tree: Tree) -> Any:

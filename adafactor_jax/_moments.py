@@ -14,7 +14,7 @@ from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _kernels as kernels
 from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of
-from ._recomputed import Recomputed
+from ._recomputed import Factor, Recomputed
 from ._shardings import zeros_like
 from ._step import Part, Piece, Step, Updates, as_piece
 
@@ -136,7 +136,9 @@ def scale_by_factored_rms(
                 v = kernels.second_moment(tuple(root.value for root in roots), floor)
                 largest = kernels.round_to(jnp.maximum(v_max.astype(leaf.compute), v), stored(leaf))
                 v_max, debiased, by = largest.astype(stored(leaf)), Recomputed.of(largest), Recomputed.of(bias)
-                u = x.through(lambda x: kernels.precondition_amsgrad(x, debiased.value, by.value, eps))
+                u = Recomputed(
+                    lambda factor: kernels.precondition_amsgrad(x.read(factor), debiased.value, by.value, eps), x.shape
+                )
             else:
                 u = _direction(x, roots, floor)
             kept = [moment.astype(stored(leaf)) for moment in moments]
@@ -192,7 +194,7 @@ def momentum(
             old = m.astype(leaf.compute)
             used, kept = kernels.average(old, x.value, beta, complement, momentum_rounding, stored(leaf))
             u = Recomputed.of(used)
-            return u.through(lambda x: x / bias) if debias else u, kept.astype(stored(leaf))
+            return u.through(lambda factor: factor / bias) if debias else u, kept.astype(stored(leaf))
 
         used, m = columns(2, one, step.leaves, updates, structure.flatten_up_to(state.m))
         return used, MomentumState(tree_of(structure, m))
@@ -205,18 +207,27 @@ def _roots(moments: tuple[jax.Array, ...], floor: float | None, plan: Plan, norm
     if plan.factored:
         return [Recomputed.of(root) for root in kernels.root_factors(moments, floor, plan, norm)]
     whole = Recomputed.of(moments[0])
-    return [Recomputed(lambda scale: kernels.root_factors((whole.value,), floor, plan)[0] * scale, whole.shape)]
+    return [Recomputed(lambda factor: kernels.root_factors((whole.value,), floor, plan)[0] * factor, whole.shape)]
 
 
 def _direction(x: Recomputed, roots: list[Recomputed], floor: float | None) -> Recomputed:
-    """x / sqrt(V); what it is scaled by is divided out of the root instead, which costs nothing where that is a row."""
+    """x / sqrt(V); a factor is divided out of the root instead, which costs nothing where that is a row."""
 
-    def read(scale: float) -> jax.Array:
-        first, *others = (root.value for root in reversed(roots))
-        scaled = (*others, first / scale)
-        return kernels.precondition(x.value, scaled, None if floor is None else floor / scale)
+    def over(roots: list[Recomputed]) -> Callable[[Factor], jax.Array]:
+        def read(factor: Factor) -> jax.Array:
+            *others, last = values = tuple(root.value for root in roots)
+            if floor is None:
+                return kernels.precondition(x.value, (*others, last / factor), None)
+            if isinstance(factor, float):
+                return kernels.precondition(x.value, (*others, last / factor), floor / factor)
+            # A factor that may be negative would make the larger of two numbers the smaller one.
+            return kernels.precondition(x.value, values, floor) * factor
 
-    return Recomputed(read, x.shape)
+        return read
+
+    *rows, last = roots
+    quotient = (Recomputed(over([last]), x.shape), rows[0]) if rows and floor is None else None
+    return Recomputed(over(roots), x.shape, quotient=quotient)
 
 
 def _decay_at(beta: ScalarOrSchedule, t: jax.Array) -> Callable[[str], _Decay]:

@@ -9,7 +9,17 @@ from jax.sharding import PartitionSpec
 from adafactor_spec.errors import refusal
 from adafactor_spec.factoring import Rule
 
-from ._leaves import GradientTransformation, Leaf, Tree, columns, leaves_of, need_params, tree_of, updates_of
+from ._leaves import (
+    GradientTransformation,
+    Leaf,
+    Tree,
+    columns,
+    leaves_of,
+    need_params,
+    own_promotion,
+    tree_of,
+    updates_of,
+)
 from ._recomputed import Recomputed, recomputed
 from ._rounding import Rounding
 from ._shardings import zeros_like
@@ -94,7 +104,7 @@ def optimizer(
         shown = None if state.telemetry is None else _shown(told, state.telemetry, structure)
         return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), shown)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, own_promotion(update))
 
 
 def _check_state(state: AdafactorState, kept: list[Any], leaves: list[Leaf], rounding: Rounding, told: bool) -> None:

@@ -44,7 +44,7 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
             return updates, state
 
         def clipped(u: Recomputed, u_rms: jax.Array) -> Recomputed:
-            return u.through(lambda u: kernels.clip(u, u_rms, threshold))
+            return u.through(lambda factor: kernels.clip(jnp.asarray(factor), u_rms, threshold))
 
         return [None if u is None else clipped(u, x) for u, x in zip(updates, rms, strict=True)], state
 
@@ -185,7 +185,7 @@ def _alphas(recipe: Recipe, rho: Schedule, step: Step, decays: list[bool]) -> li
 
 def _scaled(updates: Updates, by: list[jax.Array]) -> Updates:
     def one(u: Recomputed, alpha: jax.Array) -> Recomputed:
-        return u.through(lambda u: alpha * u)
+        return u.through(lambda factor: alpha * factor)
 
     return [None if u is None else one(u, alpha) for u, alpha in zip(updates, by, strict=True)]
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-Read = Callable[[float], Array]
+Factor = Array | float  # a number, or an array with one for each index of some axes and size 1 along the others
+Read = Callable[[Factor], Array]
 
 
 class Recomputed:
@@ -20,24 +21,31 @@ class Recomputed:
 
     Attributes:
         shape: the array's.
-        read: gives one reader the array times a power of two, which is multiplied into the smallest of its factors.
+        read: gives one reader the array times a factor, which is multiplied into the smallest of what makes it.
         source: the array itself and the dtype it is read in, where it is one that is in memory anyway.
+        quotient: (x, d), where the array is x / d, and d has size 1 along some of its axes.
     """
 
-    def __init__(self, read: Read, shape: tuple[int, ...], source: tuple[Array, str] | None = None) -> None:
-        self.read, self.shape, self.source = read, shape, source
+    def __init__(
+        self,
+        read: Read,
+        shape: tuple[int, ...],
+        source: tuple[Array, str] | None = None,
+        quotient: "tuple[Recomputed, Recomputed] | None" = None,
+    ) -> None:
+        self.read, self.shape, self.source, self.quotient = read, shape, source, quotient
 
     @classmethod
     def of(cls, array: Array, dtype: str | None = None) -> "Recomputed":
         """The elements of a parameter, a gradient or a part of the state, as `dtype`."""
         rest, wide = array, dtype or array.dtype.name
 
-        def read(scale: float) -> Array:
+        def read(factor: Factor) -> Array:
             # A barrier's argument is the result of the one before: XLA merges barriers that have equal arguments. It
-            # would also broadcast a constant once for all readers, so that the scale comes out of the barrier, too.
+            # would also broadcast a constant once for all readers, so that the factor comes out of the barrier, too.
             nonlocal rest
-            value, rest, times = jax.lax.optimization_barrier((rest, rest, jnp.asarray(scale, wide)))
-            return value.astype(wide) if scale == 1 else value.astype(wide) * times
+            value, rest, times = jax.lax.optimization_barrier((rest, rest, jnp.asarray(factor, wide)))
+            return value.astype(wide) if isinstance(factor, float) and factor == 1 else value.astype(wide) * times
 
         return cls(read, array.shape, (array, wide))
 
@@ -46,16 +54,16 @@ class Recomputed:
         """The array, for one reader."""
         return self.read(1.0)
 
-    def through(self, linear: Callable[[Array], Array]) -> "Recomputed":
-        """`linear` of the array: a function of each element that commutes with a factor; called for every reader."""
-        return Recomputed(lambda scale: linear(self.read(scale)), self.shape)
+    def through(self, linear: Callable[[Factor], Array]) -> "Recomputed":
+        """`linear` of the array, which multiplies it by a factor: so it is the factor that goes through."""
+        return Recomputed(lambda factor: self.read(linear(factor)), self.shape)
 
     def reshape(self, shape: tuple[int, ...]) -> "Recomputed":
-        """The same elements in another shape."""
-        if self.source is None:
-            return Recomputed(lambda scale: self.read(scale).reshape(shape), shape)
-        array, dtype = self.source
-        return Recomputed.of(array.reshape(shape), dtype)
+        """The same elements in another shape, for factors that are one number for all of them."""
+        if self.source is not None:
+            array, dtype = self.source
+            return Recomputed.of(array.reshape(shape), dtype)
+        return Recomputed(lambda factor: self.read(jnp.reshape(factor, ())).reshape(shape), shape)
 
 
 def recomputed(x: Array | Recomputed) -> Recomputed:

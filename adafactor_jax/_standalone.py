@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._leaves import GradientTransformation, Tree, leaves_of, need_params, tree_of, updates_of
+from ._leaves import GradientTransformation, Tree, leaves_of, need_params, own_promotion, tree_of, updates_of
 from ._recomputed import Recomputed
 from ._step import Piece, Step
 
@@ -61,4 +61,4 @@ def _counted(piece: Piece) -> GradientTransformation:
         out = [None if u is None else u.value.astype(jnp.result_type(g)) for u, g in zip(made, grads, strict=True)]
         return tree_of(structure, out), CountedState(count, inner)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, own_promotion(update))

@@ -55,6 +55,16 @@ SCHEDULES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *SCHEDULES])
+def test_strict_promotion_changes_no_type(name: str) -> None:
+    tx = adafactor(recipe=RECIPES[name]) if name in RECIPES else adafactor(SCHEDULES[name])
+    params, grads = tree(0), tree(1)
+    state = tx.init(params)
+    expected = jax.eval_shape(tx.update, grads, state, params)
+    with jax.numpy_dtype_promotion("strict"):
+        assert kinds(jax.eval_shape(tx.update, grads, state, params)) == kinds(expected)
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *SCHEDULES])
 def test_compiled_once_and_every_buffer_is_donated(name: str) -> None:
     tx = adafactor(recipe=RECIPES[name]) if name in RECIPES else adafactor(SCHEDULES[name])
     step = step_of(tx, donate_argnums=(0, 1))

@@ -27,7 +27,11 @@ PIECES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
 }
 every_piece = pytest.mark.parametrize("name", PIECES)
 
-# --- A chain of pieces is an optimizer, bit for bit -----------------------------------------------------------------
+# --- A chain of pieces is an optimizer ------------------------------------------------------------------------------
+
+# Pieces of one optimizer multiply what they scale u by into its smallest factor, and those that stand alone into u
+# itself: up to five numbers, each rounded and multiplied in, by two ways. Relative to the largest element.
+REGROUPED = 2 * 5 * 2 * 2.0**-53
 
 RHO = schedules.relative_step(1e-2)
 CHAINS: dict[str, tuple[Recipe, list[optax.GradientTransformationExtraArgs]]] = {
@@ -121,13 +125,15 @@ CHAINS: dict[str, tuple[Recipe, list[optax.GradientTransformationExtraArgs]]] = 
 def test_a_chain_of_pieces_is_the_optimizer(name: str) -> None:
     recipe, chain = CHAINS[name]
     whole, parts = adafactor(recipe=recipe), optax.chain(*chain, optax.scale(-1.0))
-    params = tree(0)
-    state, states = whole.init(params), parts.init(params)
-    for t in (1, 2, 3):
-        expected, state = whole.update(tree(t), state, params)
-        updates, states = parts.update(tree(t), states, params)
-        assert_equal(updates, expected)
-        params = optax.apply_updates(params, updates)
+    with jax.enable_x64(True):
+        params = tree(0, "float64")
+        state, states = whole.init(params), parts.init(params)
+        for t in (1, 2, 3):
+            expected, state = whole.update(tree(t, "float64"), state, params)
+            updates, states = parts.update(tree(t, "float64"), states, params)
+            for one, other in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+                assert float(jnp.abs(one - other).max()) <= REGROUPED * float(jnp.abs(other).max())
+            params = optax.apply_updates(params, updates)
 
 
 # --- One piece alone ------------------------------------------------------------------------------------------------
