@@ -19,7 +19,7 @@ Number = jax.typing.ArrayLike
 
 # Numbers whose squares are added before they are divided: 256 * 1e36 is a float32, and the sums of 64 take 1.6 % of x.
 SMALLEST_GROUP, LARGEST_GROUP = 64, 256
-# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of what is 1e-30 of it are there.
+# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of 1e-30 of it are there, too.
 LIFT = 2.0**36
 
 

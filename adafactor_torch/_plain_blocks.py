@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _kernels as kernels
 from ._blocks import OWN, Part
 
-# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of what is 1e-30 of it are there.
+# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of 1e-30 of it are there, too.
 LIFT = 2.0**36
 EPS1 = 1e-32  # in float32 a smaller one has to be added to every g^2, before the scale of the sum makes it vanish
 

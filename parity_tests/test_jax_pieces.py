@@ -15,7 +15,7 @@ import pytest
 import adafactor_jax as pieces
 from adafactor_jax import adafactor
 from adafactor_spec import Recipe, factoring, schedules
-from parity_tests.jax_steps import FLOAT64, RECIPES, assert_equal, kind, tree
+from parity_tests.jax_steps import FLOAT64, RECIPES, kind, tree
 
 PIECES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "scale_by_factored_rms": pieces.scale_by_factored_rms,
