@@ -19,8 +19,8 @@ Number = jax.typing.ArrayLike
 
 # Numbers whose squares are added before they are divided: 256 * 1e36 is a float32, and the sums of 64 take 1.6 % of x.
 SMALLEST_GROUP, LARGEST_GROUP = 64, 256
-# g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of 1e-30 of it are there, too.
-LIFT = 2.0**36
+# So many of their sums are averaged as one product, in which they are added one after the other.
+MOST_GROUPS = 128
 
 
 def round_to(x: Array, dtype: str) -> Array:
@@ -42,8 +42,9 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
 
     x is divided before it is squared. XLA on a CPU squares and adds in one operation, and takes a fifth longer for
     three: there the squares of what is in memory are first added in groups along the axis that lies closest, small
-    enough for the squares of 1e18, and the groups' sums are divided before they are added. Where x is divided by one
-    number for all of that axis, the sum of its squares is instead.
+    enough for the squares of 1e18, and the groups' sums are divided before they are added. Of x / d, where d has one
+    number for all of that axis, it is the norms of x along it that are divided, and x is lifted as far as it can be, so
+    that squares of its smaller rows do not vanish.
     """
     x = recomputed(x)
     if not axes:
@@ -51,10 +52,10 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     axis, root = max(axes), 2 ** -((count - 1).bit_length() // -2)
     size = x.shape[axis]
-    if x.quotient is not None and x.quotient[1].shape[axis] == 1:
-        dividend, divisor = x.quotient[0].read(LIFT), x.quotient[1].value
-        sums = _total(dividend * dividend, (axis,)) / divisor * LIFT**-2 / divisor
-        return mean(sums, tuple(other for other in axes if other != axis)) / max(size, 1)
+    if x.quotient is not None and x.quotient.d.shape[axis] == 1:
+        dividend, divisor, lift = x.quotient.x.read(x.quotient.lift), x.quotient.d.value, x.quotient.lift
+        norms = _root(_total(dividend * dividend, (axis,))) / lift / divisor / root
+        return _total(norms * norms, tuple(other for other in axes if other != axis)) * (root**2 / count)
     group, divided = _group(size), x.read(1 / root)
 
     def at_once(divided: Array, _: Array) -> Array:
@@ -68,20 +69,21 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
 
     def in_groups(_: Array, values: Array) -> Array:
         sums = jnp.sum(values * values, axis=axis + (groups != 1), keepdims=groups == 1)
-        if axes == (len(x.shape) - 1,) and groups > 1:  # a product with a vector: of more, XLA makes a slower loop
-            weights = jnp.full((groups, 1), 1 / size, sums.dtype)
-            return jax.lax.dot_general(sums, weights, (((axis,), (0,)), ((), ())), precision="highest")
         power = 2 ** (count // max(group, 1) - 1).bit_length()
+        if axes == (len(x.shape) - 1,) and 1 < groups <= MOST_GROUPS:
+            # A product with a vector: XLA draws what follows a sum into the loop of the sum, and that is slower.
+            weights = jnp.full((groups, 1), 1 / power, sums.dtype)
+            return jax.lax.dot_general(sums, weights, (((axis,), (0,)), ((), ())), precision="highest") * (
+                power / count
+            )
         return _total(jax.lax.optimization_barrier(sums) / power, axes) * (power / count)
 
     return jax.lax.platform_dependent(divided, grouped.value, cpu=in_groups, default=at_once)
 
 
 def rms(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
-    """RMS(x) = sqrt(mean(x^2)). Its derivative at 0 is 0, where the root's alone is infinite."""
-    square = mean_square(x, axes)
-    zero = square == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+    """RMS(x) = sqrt(mean(x^2))."""
+    return _root(mean_square(x, axes))
 
 
 def statistics(g: Array | Recomputed, eps1: Number, plan: Plan) -> tuple[Array, ...]:
@@ -206,9 +208,16 @@ def _total(x: Array, axes: tuple[int, ...]) -> Array:
     return x
 
 
+def _root(x: Array) -> Array:
+    """sqrt(x), with the derivative 0 at 0, where it is infinite."""
+    zero = x == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
 def _group(size: int) -> int | None:
     """How many elements of an axis are added before they are divided: a short axis whole, else a divisor, if there is
-    one: the largest of those whose groups up to 8 devices, or as many as can, share evenly, or share themselves."""
+    one: the largest of those whose groups up to 8 devices, or as many as can, share evenly, or share themselves, which
+    takes a sum over devices more."""
     if size <= LARGEST_GROUP:
         return size
 

@@ -1,6 +1,7 @@
 """The pieces that keep moments: the factored second one, and the first."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _kernels as kernels
 from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of
-from ._recomputed import Factor, Recomputed
+from ._recomputed import Factor, Quotient, Recomputed
 from ._shardings import zeros_like
 from ._step import Part, Piece, Step, Updates, as_piece
 
@@ -140,7 +141,7 @@ def scale_by_factored_rms(
                     lambda factor: kernels.precondition_amsgrad(x.read(factor), debiased.value, by.value, eps), x.shape
                 )
             else:
-                u = _direction(x, roots, floor)
+                u = _direction(x, roots, floor, _lift(complement, plan) if averaged is None else None)
             kept = [moment.astype(stored(leaf)) for moment in moments]
             u = u if plan.view is None else u.reshape(leaf.shape)
             return u, *((*kept, None) if plan.factored else (None, None, *kept)), v_max
@@ -194,7 +195,7 @@ def momentum(
             old = m.astype(leaf.compute)
             used, kept = kernels.average(old, x.value, beta, complement, momentum_rounding, stored(leaf))
             u = Recomputed.of(used)
-            return u.through(lambda factor: factor / bias) if debias else u, kept.astype(stored(leaf))
+            return u.times(1.0 / bias) if debias else u, kept.astype(stored(leaf))
 
         used, m = columns(2, one, step.leaves, updates, structure.flatten_up_to(state.m))
         return used, MomentumState(tree_of(structure, m))
@@ -210,24 +211,33 @@ def _roots(moments: tuple[jax.Array, ...], floor: float | None, plan: Plan, norm
     return [Recomputed(lambda factor: kernels.root_factors((whole.value,), floor, plan)[0] * factor, whole.shape)]
 
 
-def _direction(x: Recomputed, roots: list[Recomputed], floor: float | None) -> Recomputed:
-    """x / sqrt(V); a factor is divided out of the root instead, which costs nothing where that is a row."""
+def _direction(x: Recomputed, roots: list[Recomputed], floor: float | None, lift: jax.Array | None) -> Recomputed:
+    """x / sqrt(V). A factor goes with the first root, which costs nothing where that is one number for a row. `lift` is
+    that of `Quotient`, None where nothing bounds x / sqrt(C)."""
 
     def over(roots: list[Recomputed]) -> Callable[[Factor], jax.Array]:
         def read(factor: Factor) -> jax.Array:
-            *others, last = values = tuple(root.value for root in roots)
+            first, *others = values = tuple(root.value for root in roots)
             if floor is None:
-                return kernels.precondition(x.value, (*others, last / factor), None)
+                return kernels.precondition(x.value, tuple(others), None) * (factor / first)
             if isinstance(factor, float):
-                return kernels.precondition(x.value, (*others, last / factor), floor / factor)
+                return kernels.precondition(x.value, (first / factor, *others), floor / factor)
             # A factor that may be negative would make the larger of two numbers the smaller one.
             return kernels.precondition(x.value, values, floor) * factor
 
         return read
 
     *rows, last = roots
-    quotient = (Recomputed(over([last]), x.shape), rows[0]) if rows and floor is None else None
-    return Recomputed(over(roots), x.shape, quotient=quotient)
+    if not rows or floor is not None or lift is None:
+        return Recomputed(over(roots), x.shape)
+    return Recomputed(over(roots), x.shape, quotient=Quotient(Recomputed(over([last]), x.shape), rows[0], lift))
+
+
+def _lift(complement: jax.Array, plan: Plan) -> jax.Array:
+    """What g / sqrt(C) can be multiplied by: C is at least (1 - beta2) g^2 / rows, so that the sum over a row of
+    g^2 / C is at most rows columns / (1 - beta2), which becomes 2^120. 1 where beta2 is, and bounds nothing."""
+    count = max(math.prod(plan.matrix_shape[axis] for axis in (*plan.rows, *plan.cols)), 1)
+    return jnp.maximum(2.0**60 * jnp.sqrt(complement / count), 1.0)
 
 
 def _decay_at(beta: ScalarOrSchedule, t: jax.Array) -> Callable[[str], _Decay]:

@@ -128,7 +128,7 @@ def _parameter(leaf: Leaf, p: jax.Array, kept: jax.Array | None) -> Recomputed:
     if kept is None:
         return value
     cut = Recomputed.of(kept, leaf.compute)
-    return Recomputed(lambda scale: value.read(scale) + cut.read(scale), value.shape)
+    return Recomputed(lambda factor: value.read(factor) + cut.read(factor), value.shape)
 
 
 def _batch_of(spec: PartitionSpec, leaf: Leaf, rule: Rule) -> PartitionSpec:

@@ -44,7 +44,7 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
             return updates, state
 
         def clipped(u: Recomputed, u_rms: jax.Array) -> Recomputed:
-            return u.through(lambda factor: kernels.clip(jnp.asarray(factor), u_rms, threshold))
+            return u.times(kernels.clip(jnp.ones_like(u_rms), u_rms, threshold))
 
         return [None if u is None else clipped(u, x) for u, x in zip(updates, rms, strict=True)], state
 
@@ -158,7 +158,7 @@ def add_decayed_weights(
                 return u
             rate: Any = recipe.for_name(leaf.name).weight_decay
             c = Recomputed.of(number(as_schedule(rate)(step.t), leaf.compute) * alpha)
-            return Recomputed(lambda scale: u.read(scale) + c.read(scale) * p.value, u.shape)
+            return Recomputed(lambda factor: u.read(factor) + c.read(factor) * p.value, u.shape)
 
         rows = zip(step.leaves, updates, step.params, times, masks_of(mask, params), strict=True)
         return [decayed(*row) for row in rows], state
@@ -184,10 +184,7 @@ def _alphas(recipe: Recipe, rho: Schedule, step: Step, decays: list[bool]) -> li
 
 
 def _scaled(updates: Updates, by: list[jax.Array]) -> Updates:
-    def one(u: Recomputed, alpha: jax.Array) -> Recomputed:
-        return u.through(lambda factor: alpha * factor)
-
-    return [None if u is None else one(u, alpha) for u, alpha in zip(updates, by, strict=True)]
+    return [None if u is None else u.times(alpha) for u, alpha in zip(updates, by, strict=True)]
 
 
 def _stateless(params: Tree) -> optax.EmptyState:

@@ -7,6 +7,7 @@ begins at barriers of its own: what begins at different barriers is not merged, 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,9 @@ class Recomputed:
 
     Attributes:
         shape: the array's.
-        read: gives one reader the array times a factor, which is multiplied into the smallest of what makes it.
+        read: gives one reader the array times a factor, which meets the smallest of what makes it, where it can.
         source: the array itself and the dtype it is read in, where it is one that is in memory anyway.
-        quotient: (x, d), where the array is x / d, and d has size 1 along some of its axes.
+        quotient: where the array is x / d, and d has size 1 along some of its axes.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Recomputed:
         read: Read,
         shape: tuple[int, ...],
         source: tuple[Array, str] | None = None,
-        quotient: "tuple[Recomputed, Recomputed] | None" = None,
+        quotient: "Quotient | None" = None,
     ) -> None:
         self.read, self.shape, self.source, self.quotient = read, shape, source, quotient
 
@@ -54,9 +55,9 @@ class Recomputed:
         """The array, for one reader."""
         return self.read(1.0)
 
-    def through(self, linear: Callable[[Factor], Array]) -> "Recomputed":
-        """`linear` of the array, which multiplies it by a factor: so it is the factor that goes through."""
-        return Recomputed(lambda factor: self.read(linear(factor)), self.shape)
+    def times(self, by: Array) -> "Recomputed":
+        """The array times what has one number for all of it, or one for each index of its batch axes."""
+        return Recomputed(lambda factor: self.read(factor * by), self.shape)
 
     def reshape(self, shape: tuple[int, ...]) -> "Recomputed":
         """The same elements in another shape, for factors that are one number for all of them."""
@@ -64,6 +65,14 @@ class Recomputed:
             array, dtype = self.source
             return Recomputed.of(array.reshape(shape), dtype)
         return Recomputed(lambda factor: self.read(jnp.reshape(factor, ())).reshape(shape), shape)
+
+
+class Quotient(NamedTuple):
+    """x / d, and a number that x can be multiplied by so that a sum of its squares is still in range."""
+
+    x: Recomputed
+    d: Recomputed
+    lift: Array
 
 
 def recomputed(x: Array | Recomputed) -> Recomputed:

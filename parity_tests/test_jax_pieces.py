@@ -15,7 +15,7 @@ import pytest
 import adafactor_jax as pieces
 from adafactor_jax import adafactor
 from adafactor_spec import Recipe, factoring, schedules
-from parity_tests.jax_steps import FLOAT64, RECIPES, kind, tree
+from parity_tests.jax_steps import FLOAT64, RECIPES, kind, kinds, tree
 
 PIECES: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "scale_by_factored_rms": pieces.scale_by_factored_rms,
@@ -30,7 +30,8 @@ every_piece = pytest.mark.parametrize("name", PIECES)
 # --- A chain of pieces is an optimizer ------------------------------------------------------------------------------
 
 # Pieces of one optimizer multiply what they scale u by into its smallest factor, and those that stand alone into u
-# itself: up to five numbers, each rounded and multiplied in, by two ways. Relative to the largest element.
+# itself: five numbers (sqrt(C), debiasing, the clip factor, alpha, the sign), each rounded and multiplied in, by two
+# ways. Relative to the largest element.
 REGROUPED = 2 * 5 * 2 * 2.0**-53
 
 RHO = schedules.relative_step(1e-2)
@@ -131,6 +132,7 @@ def test_a_chain_of_pieces_is_the_optimizer(name: str) -> None:
         for t in (1, 2, 3):
             expected, state = whole.update(tree(t, "float64"), state, params)
             updates, states = parts.update(tree(t, "float64"), states, params)
+            assert kinds(updates) == kinds(expected)
             for one, other in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
                 assert float(jnp.abs(one - other).max()) <= REGROUPED * float(jnp.abs(other).max())
             params = optax.apply_updates(params, updates)

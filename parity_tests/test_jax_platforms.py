@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 from adafactor_jax import adafactor
-from adafactor_spec import Recipe
+from adafactor_spec import Recipe, factoring
 
 from .jax_rounding import EXACT
 from .jax_steps import RECIPES, Tree, assert_equal, kinds, run, step_of, structure, tree
@@ -121,6 +121,31 @@ def test_the_derivative_by_the_gradient_is_that_of_the_step(name: str) -> None:
         ]
         assert abs(float(slope)) > 1e-4
         assert float(slope) == pytest.approx((ends[1] - ends[0]) / (2 * WIDTH), rel=0, abs=DIFFERENCES)
+
+
+WARM: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "torch": {"recipe": "torch"},
+    "amsgrad": {"amsgrad": True},
+    "not factored": {"factoring": factoring.no_factoring},
+}
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_the_derivative_by_a_learning_rate_of_zero_is_the_update_for_one(name: str) -> None:
+    """As at the start of a warm-up."""
+    params, grads = tree(0), tree(1)
+
+    def update(lr: Any, grads: Tree) -> Tree:
+        tx = adafactor(lambda t: lr, relative_step=False, **WARM[name])
+        return tx.update(grads, tx.init(params), params)[0]
+
+    def total(lr: Any, grads: Tree) -> jax.Array:
+        return optax.tree_utils.tree_sum(update(lr, grads))
+
+    by_lr, by_grads = jax.jit(jax.grad(total, (0, 1)))(0.0, grads)
+    assert float(by_lr) == pytest.approx(float(total(1.0, grads)), rel=1e-5)
+    assert all(not np.any(np.asarray(slope)) for slope in jax.tree.leaves(by_grads))
 
 
 @pytest.mark.parametrize("name", ["momentum", "compensated, told"])
