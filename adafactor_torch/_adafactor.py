@@ -1,6 +1,6 @@
 """The optimizer: checks and bookkeeping around the phases of a step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -30,8 +30,8 @@ class Adafactor(torch.optim.Optimizer):
         recipe: a name of `adafactor_spec.recipes.NAMES`, or a Recipe.
         foreach, fused: how a step is computed; all ways agree within rounding. `fused=True`: one kernel, Triton on
             CUDA, where it is the default, and C++ on a CPU, compiled on this machine at the first step. `foreach=False`
-            with it off: one plain operation after the other, the reference. Else eager torch in cache-sized passes, as
-            always for sharded parameters (DTensors; docs/sharding_torch.md).
+            with it off: one plain operation after the other, the reference. Else eager torch in cache-sized passes.
+            Of sharded parameters (DTensors; docs/sharding_torch.md) only `fused` decides.
         capturable: on a GPU, nothing of a step depends on the host, so that a CUDA graph can hold it. A function of t
             must then be one of `adafactor_spec.schedules` or written with operators; `group["lr"]` stays what it is.
         maximize: ascend instead of descend.
@@ -168,8 +168,10 @@ class Adafactor(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse. Nothing has been changed then.
-            ValueError: a group was given a value that is out of range. Nothing has been changed then, either.
+            RuntimeError: a gradient is sparse. Nothing has been changed then. Or the gradient of a sharded parameter
+                has come in different placements, on different processes or in different steps.
+            ValueError: a group was given a value that is out of range, or `fully_shard` has replaced a parameter since
+                the optimizer was built. Nothing has been changed then, either.
 
         Processes that share parameters have to take it together, whether they have gradients or not.
         """
@@ -196,10 +198,17 @@ class Adafactor(torch.optim.Optimizer):
             p: a parameter of this optimizer. Without a gradient it stays what it is.
 
         Raises:
-            ValueError: the parameter is not one of this optimizer's.
+            ValueError: the parameter is not one of this optimizer's, or as for `step`.
             RuntimeError: as for `step`.
+
+        Processes that share the parameter have to take it together.
         """
-        self._engine.step(self, only=p)
+        self._engine.step(self, only=[p])
+
+    @torch.no_grad()
+    def _step_some(self, params: Sequence[Tensor]) -> None:
+        """`step_param` of several at once, which share their sums over processes."""
+        self._engine.step(self, only=params)
 
     def telemetry(self) -> dict[str, dict[str, Tensor]]:
         """What the last step did with each parameter, by name, of those in a group with `telemetry=True`.

@@ -1,14 +1,17 @@
 """From gradients to works, and from works to a path: the order of a step over all groups."""
 
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._groups import Group, check_lr, check_options, counts_on_device, form_of, lr_of, named
-from ._paths import Paths, is_fused, triton_path
+from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named
+from ._paths import Paths, triton_path
 from ._phases import Amp, Setting, Work
+from ._release import stepped_in_backward
 from ._sharded import is_dtensor, local_of
 from ._steady import Steady, can_be_steady
 from ._works import Given, Settings, count, finished, given_of, kept, ready, works_of
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from ._adafactor import Adafactor
     from ._sharded_step import Sharded
 
-# Number of a group, position of its first parameter or None where one alone is stepped, works of its parameters.
+# Number of a group, position of its first parameter or None where only some are stepped, works of its parameters.
 _Found = tuple[int, int | None, list[Work]]
 _TOLD = ("step_size", "update_rms", "clip_factor", "parameter_rms")
 
@@ -36,10 +39,13 @@ class Engine:
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
         self._ids: list[int] = []  # of all parameters in the last step
 
-    def step(self, optimizer: "Adafactor", only: Tensor | None = None) -> None:
-        """One step of every parameter with a gradient, or of one."""
+    def step(self, optimizer: "Adafactor", only: Sequence[Tensor] | None = None) -> None:
+        """One step of every parameter with a gradient, or of some."""
+        if only is None and not optimizer.state and _is_asked_for_state():
+            self._make_state(optimizer)
+            return
         try:
-            found = self._all(optimizer) if only is None else [self._one(optimizer, only)]
+            found = self._all(optimizer) if only is None else self._some(optimizer, only)
             # Every check that can refuse the step is behind us.
             amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
             done = [self._step_group(optimizer, number, first, works, amp) for number, first, works in found]
@@ -52,7 +58,7 @@ class Engine:
 
     def _all(self, optimizer: "Adafactor") -> list[_Found]:
         found: list[_Found] = []
-        first = 0
+        first, taken = 0, stepped_in_backward(optimizer)
         for number, group in enumerate(optimizer.param_groups):
             check_lr(group)
             check_options(group)
@@ -61,7 +67,9 @@ class Engine:
                 found.append((number, first, steady.works))
             else:
                 self._steady.pop(number, None)
-                found.append((number, first, self._anew(optimizer, group, given_of(group, first))))
+                # On no process is there a gradient of what has been stepped: nobody has to be asked.
+                given = [one for one in given_of(group, first) if one[2].grad is not None or one[2] not in taken]
+                found.append((number, first, self._anew(optimizer, group, given)))
             first += len(group["params"])
         self._hold_only(optimizer.param_groups)
         return found
@@ -79,16 +87,22 @@ class Engine:
                 del known[p]
         self._steady = {number: steady for number, steady in self._steady.items() if number < len(groups)}
         self._latest.clear()  # by the numbers of groups, which may have moved up
+        self._sharded = None  # on all processes, as all have the same groups
 
-    def _one(self, optimizer: "Adafactor", p: Tensor) -> _Found:
-        number, place, position = self._settings.place_of(p, optimizer.param_groups)
-        group = optimizer.param_groups[number]
-        check_lr(group)
-        check_options(group)
-        self._steady.pop(number, None)
-        names = group.get("param_names")
-        given = (position, names[place] if names else "", p)
-        return number, None, self._anew(optimizer, group, [given])
+    def _some(self, optimizer: "Adafactor", params: Sequence[Tensor]) -> list[_Found]:
+        given: dict[int, list[Given]] = {}
+        for p in params:
+            number, place, position = self._settings.place_of(p, optimizer.param_groups)
+            names = optimizer.param_groups[number].get("param_names")
+            given.setdefault(number, []).append((position, names[place] if names else "", p))
+        found: list[_Found] = []
+        for number, some in given.items():
+            group = optimizer.param_groups[number]
+            check_lr(group)
+            check_options(group)
+            self._steady.pop(number, None)
+            found.append((number, None, self._anew(optimizer, group, some)))
+        return found
 
     def _anew(self, optimizer: "Adafactor", group: Group, given: list[Given]) -> list[Work]:
         works = works_of(group, ready(group, self._settings, given), optimizer.state, self._settings)
@@ -172,6 +186,14 @@ class Engine:
         self._latest[number] = latest = max(self._latest[number], *steps)
         group["lr"] = group["lr_of_schedule"] = float(lr(latest))
 
+    def _make_state(self, optimizer: "Adafactor") -> None:
+        """The state of every parameter with a gradient, as it is before the first step."""
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    optimizer.state[p]  # which makes an empty one
+        self.tidy(optimizer)
+
     def tidy(self, optimizer: "Adafactor") -> None:
         """Bring the state of every parameter into the layout of its group as that stands now."""
         for group in optimizer.param_groups:
@@ -215,6 +237,19 @@ class Engine:
         if not finite:
             self._skips_of(work.p).add_(1)
         return finite
+
+
+def _is_asked_for_state() -> bool:
+    """Whether a step is that of torch.distributed.checkpoint, which wants a new optimizer to have a state to look at.
+
+    Its gradients are zeros and it sets lr = 0, but to decay weights by anything else would move them.
+    """
+    module = sys.modules.get("torch.distributed.checkpoint.state_dict")
+    asks = getattr(getattr(module, "_init_optim_state", None), "__code__", None)
+    frame = sys._getframe() if asks is not None else None
+    while frame is not None and frame.f_code is not asks:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _check_kernels(group: Group, works: list[Work]) -> None:

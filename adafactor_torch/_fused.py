@@ -7,9 +7,9 @@ addresses that have changed.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -18,8 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from adafactor_spec import Numbers
 
-from . import _triton as kernels
 from . import _triton_tiles as tiles
+from ._fused_stages import stages
 from ._fused_tables import Entry, entry
 from ._phases import NO_AMP, Amp, Work, update
 
@@ -50,9 +50,23 @@ def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
             update(work, amp)
     works = [work for work in works if work.p.numel()]
     if works:
-        capturing = works[0].p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        capturing = is_captured(works)
         for group in _groups(works, amp, capturing):
-            group.run(works, amp, capturing)
+            for _ in group.step(works, amp, capturing):
+                pass  # whole parameters have one stage
+
+
+def is_captured(works: Sequence[Work]) -> bool:
+    """Whether a CUDA graph is being made of a step of these."""
+    return works[0].p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class Room(NamedTuple):
+    """Where a group has its workspace, where that is a part of a memory of several groups."""
+
+    memory: Tensor
+    first: int
+    shared: list[dict[int, int]]  # of each parameter the columns of `ints` for what processes share, and where that is
 
 
 @dataclass
@@ -63,25 +77,28 @@ class Group:
     device: torch.device
     members: list[int]  # positions among the works
     entries: list[Entry]
+    room: Room | None = None
     moved: list[list[int]] = field(default_factory=list)  # what `moving` was given last
     noted: list[list[float]] = field(default_factory=list)  # what `numbers` was
     offsets: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # of numbers in one tensor
 
     def __post_init__(self) -> None:
-        wide = torch.float64 if self.options.wide == tl.float64 else torch.float32
-        rows, used = [], 0
-        for one in self.entries:
+        wide, room = wide_of(self.options), self.room
+        rows, used = [], room.first if room else 0
+        for i, one in enumerate(self.entries):
             row = [0] * tiles.INTS.value
             row[:4] = one.sizes
             for column, size in enumerate(one.workspace, tiles.ROW_PARTS.value):
                 row[column], used = used, used + size
             for column, place in one.places.items():
                 row[column : column + 5] = place
+            for column, where in room.shared[i].items() if room else ():
+                row[column] = where
             rows.append(row)
         count = len(rows)
         self.ints = _upload(rows, torch.int64, self.device)
         self.floats = _upload([one.floats for one in self.entries], wide, self.device)
-        self.work = torch.empty(used, dtype=wide, device=self.device)
+        self.work = room.memory if room else torch.empty(used, dtype=wide, device=self.device)
         self.flags = torch.zeros(count, dtype=torch.int32, device=self.device)
         self.moving = torch.zeros((count, tiles.MOVING.value), dtype=torch.int64, device=self.device)
         self.numbers = torch.zeros((count, tiles.NUMBERS_WIDTH.value), dtype=wide, device=self.device)
@@ -94,28 +111,24 @@ class Group:
         within = torch.arange(len(which), device="cpu") - (counts.cumsum(0) - counts)[which]
         return _upload(torch.stack([which, within], dim=1), torch.int32, self.device)
 
-    def run(self, works: Sequence[Work], amp: Amp, capturing: bool) -> None:
-        """One step of its parameters."""
+    def step(self, works: Sequence[Work], amp: Amp, capturing: bool) -> Iterator[None]:
+        """One step of its parameters, which pauses between its stages."""
         own = [works[i] for i in self.members]
         self._tell(own, capturing)
         for work, one in zip(own, self.entries, strict=True):
             for scratch in one.scratch:
                 scratch.fill(_tensor(work, scratch.name))
-        o, constant = self.options, self.constant
         pointers = (self.work if x is None else x.to(self.device) for x in amp)
         tables = (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            if o.skips:
-                self.flags.zero_()
-            if o.factored or o.weighs or o.skips:
-                launch(kernels.statistics_kernel, self.programs["units"], tables, constant)
-            if o.factored:
-                launch(kernels.moments_kernel, self.programs["moments"], tables, constant)
-                launch(kernels.row_mean_kernel, self.programs["matrices"], tables, constant)
-            if o.norms:
-                launch(kernels.norm_kernel, self.programs["units"], tables, constant)
-            launch(kernels.size_kernel, self.programs["batch"], tables, constant)
-            launch(kernels.apply_kernel, self.programs["units"], tables, constant)
+        if self.options.skips:
+            self.flags.zero_()
+        for number, stage in enumerate(stages(self.options)):
+            if number:
+                yield
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+                for kernel, kind in stage:
+                    if len(self.programs[kind]):
+                        launch(kernel, self.programs[kind], tables, self.constant)
         for work, one in zip(own, self.entries, strict=True):
             for scratch in one.scratch:
                 if scratch.name != "grad":
@@ -197,11 +210,20 @@ _known = WeakIdKeyDictionary()  # first parameter: {signature: groups}; the tabl
 
 def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
     """The groups of a set of parameters, made when it is first seen."""
-    known: OrderedDict[Any, tuple[list[Group], list[Any]]] = _known.setdefault(works[0].p, OrderedDict())
-    signature = tuple(x is None for x in amp), tuple(_signature(work) for work in works)
+    signature = tuple(x is None for x in amp), tuple(signature_of(work) for work in works)
+    groups: list[Group] = remembered(works[0].p, works, signature, capturing, lambda: _grouped(works, amp))
+    return groups
+
+
+def remembered(first: Tensor, works: Sequence[Work], signature: Any, capturing: bool, make: Callable[[], Any]) -> Any:
+    """The tables of a set of parameters, made when it is first seen and again when its signature is another.
+
+    They are known by the `first` of the parameters, and go when that goes.
+    """
+    known: OrderedDict[Any, tuple[Any, list[Any]]] = _known.setdefault(first, OrderedDict())
     if capturing:
         # A graph holds the tables themselves: they are its own from now on, and no other step writes them.
-        own = _captured.setdefault(works[0].p, {})
+        own = _captured.setdefault(first, {})
         if signature not in own:
             if signature not in known:
                 raise RuntimeError(MOVED)
@@ -209,7 +231,7 @@ def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
         return own[signature][0]
     if signature not in known:
         settings = [work.setting for work in works]  # alive, for they are known by identity
-        known[signature] = (_grouped(works, amp), settings)
+        known[signature] = make(), settings
         while len(known) > SETS:
             known.popitem(last=False)
     known.move_to_end(signature)
@@ -217,14 +239,24 @@ def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
 
 
 def _grouped(works: list[Work], amp: Amp) -> list[Group]:
-    members: dict[tuple[torch.device, tiles.Options], list[int]] = {}
     entries = [entry(work, amp) for work in works]
+    return [Group(o, device, own, [entries[i] for i in own]) for device, o, own in alike(works, entries)]
+
+
+def alike(works: Sequence[Work], entries: list[Entry]) -> list[tuple[torch.device, tiles.Options, list[int]]]:
+    """Which parameters make a group: its device, its options, its members."""
+    members: dict[tuple[torch.device, tiles.Options], list[int]] = {}
     for i, (work, one) in enumerate(zip(works, entries, strict=True)):
         members.setdefault((work.p.device, one.options), []).append(i)
-    return [Group(o, device, own, [entries[i] for i in own]) for (device, o), own in members.items()]
+    return [(*kind, own) for kind, own in members.items()]
 
 
-def _signature(work: Work) -> tuple[Any, ...]:
+def wide_of(options: tiles.Options) -> torch.dtype:
+    """The dtype of a workspace."""
+    return torch.float64 if options.wide == tl.float64 else torch.float32
+
+
+def signature_of(work: Work) -> tuple[Any, ...]:
     """What a parameter's row in the tables, and its options, depend on."""
     grad, skipped = work.grad, work.skipped
     tensors = [work.p, *(x for name, x in work.state.items() if name != "step")]

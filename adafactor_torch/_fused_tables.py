@@ -6,7 +6,7 @@ All of it is decided when a set of parameters is first stepped, and holds while 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +16,8 @@ from adafactor_spec.factoring import Plan, Shape
 from . import _triton_tiles as tiles
 from ._canonical import canonical, elements_of, reduced_axes, strides_of, view_of
 from ._groups import FLOATS
-from ._phases import Amp, Work
+from ._phases import Amp, Setting, Work
+from ._pieces import Piece
 
 PLACES: dict[str, int] = {
     name: place.value
@@ -77,6 +78,8 @@ class Entry:
         """Units along lead, rows and columns."""
         _, lead, rows, cols = self.sizes
         o = self.options
+        if o.shares:  # a part without elements has a unit, which updates R and C with all others
+            lead, rows, cols = max(lead, 1), max(rows, 1), max(cols, 1)
         return (_blocks(lead, o.lead), _blocks(rows, o.rows * o.repeats), _blocks(cols, o.cols))
 
     @property
@@ -102,9 +105,19 @@ class Entry:
         return [*parts, matrices * rows, matrices * cols, matrices, *[self.programs["units"]] * 2, 2 * batch]
 
 
-def entry(work: Work, amp: Amp) -> Entry:
-    """What the kernels are told of a parameter."""
-    plan, sizes = work.setting.plan, canonical(work.setting.plan).sizes
+class Part(NamedTuple):
+    """What the work of a part of a parameter does not say."""
+
+    plan: Plan
+    piece: Piece
+    checks: bool  # whether somebody asks if the gradient is finite
+
+
+def entry(work: Work, amp: Amp, part: Part | None = None) -> Entry:
+    """What the kernels are told of a parameter, or of a part of one."""
+    whole = work.setting.plan
+    plan, piece, checks = part or Part(whole, Piece(whole), work.skipped is not None)
+    sizes = canonical(plan).sizes
     tensors = {"p": work.p, "grad": work.grad, **{name: x for name, x in work.state.items() if name in PLACES}}
     places: dict[int, list[int]] = {}
     scratch, kept = [], []
@@ -117,12 +130,26 @@ def entry(work: Work, amp: Amp) -> Entry:
             scratch.append(Scratch(name, view, plan, seen))
         places[PLACES[name]] = [view.data_ptr(), *strides_of(view)]
     if work.setting.stochastic:
-        index = elements_of(plan)
+        index = elements_of(plan, piece.index())
         index = index if index.is_meta else index.contiguous().to(work.p.device)
-        places[tiles.ELEMENTS.value] = [index.data_ptr(), *strides_of(index)]
+        first = int(index.storage_offset()) if index.is_meta else index.data_ptr()
+        places[tiles.ELEMENTS.value] = [first, *strides_of(index)]
         kept = [] if index.is_meta else [index]
-    options = _options(work, amp, indexed=bool(kept), **_layout(places, sizes), **_tile(sizes))
-    return Entry(options, sizes, places, _floats(work, sizes), scratch, kept)
+    shares = _shares(work.setting, piece) if part else ""
+    layout = {"indexed": bool(kept), "shares": shares, "skips": checks, **_layout(places, sizes), **_tile(sizes)}
+    options = _options(work, amp, **layout)
+    return Entry(options, sizes, places, _floats(work, piece), scratch, kept)
+
+
+def _shares(setting: Setting, piece: Piece) -> str:
+    """`tiles.Options.shares` of a part."""
+    plan = setting.plan
+    if not plan.factored or not piece.is_split(plan.rows):
+        return "here"
+    if not piece.is_split(plan.cols):
+        return "new"
+    _, stored = setting.layout["v_row"]
+    return "parts" if stored == setting.compute else "stored"
 
 
 def _options(work: Work, amp: Amp, **layout: Any) -> tiles.Options:
@@ -148,7 +175,6 @@ def _options(work: Work, amp: Amp, **layout: Any) -> tiles.Options:
         rounding="stochastic" if setting.stochastic else "kahan" if setting.compensated else "nearest",
         unscales=amp.grad_scale is not None,
         guarded=amp.found_inf is not None,
-        skips=work.skipped is not None,
         counts="" if work.skipped is None else str(work.skipped.dtype).removeprefix("torch."),
         takes_back=leaves_out and work.state["step"].device == work.p.device,
         measures=measures,
@@ -162,13 +188,13 @@ def _by_step(work: Work) -> bool:
     return work.setting.recipe.weight_decay_by == "step"
 
 
-def _floats(work: Work, sizes: Shape) -> list[float]:
-    recipe = work.setting.recipe
+def _floats(work: Work, piece: Piece) -> list[float]:
+    recipe, plan = work.setting.recipe, work.setting.plan
     largest = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
     threshold = math.inf if recipe.clipping_threshold is None else recipe.clipping_threshold
     sign = -1.0 if work.maximize else 1.0
     numbers = [sign, work.setting.eps1, recipe.eps2, largest, threshold]
-    for count in (sizes[3], sizes[2], math.prod(sizes[1:])):
+    for count in (piece.count(plan.cols), piece.count(plan.rows), piece.per_batch):
         power = 2 ** (count - 1).bit_length()
         numbers += [1 / power, power / count]
     return numbers

@@ -135,6 +135,12 @@ def counts_on_device(group: Group, p: Tensor) -> bool:
     return (group["capturable"] or group["nonfinite"] == "skip") and p.device.type != "cpu"
 
 
+def is_fused(group: Group, device: str) -> bool:
+    """Whether parameters of a group on that kind of device are stepped by fused kernels."""
+    by_default = device == "cuda" and group["foreach"] is None
+    return device in FUSED and bool(by_default if group["fused"] is None else group["fused"])
+
+
 def plan_of(recipe: Recipe, name: str, p: Tensor) -> Plan:
     """The factoring plan of one parameter."""
     return plan_for(recipe.factoring, tuple(p.shape), name)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from . import _eager, _phases
 from ._compiled import Compiled
-from ._groups import FUSED, Group
+from ._groups import Group, is_fused
 from ._phases import Amp, Work
 from ._steady import Steady
 
@@ -59,9 +59,3 @@ class Paths:
                 _phases.update(work, amp)
         else:
             _eager.step(works, amp)
-
-
-def is_fused(group: Group, device: str) -> bool:
-    """Whether parameters of a group on that kind of device are stepped by fused kernels."""
-    by_default = device == "cuda" and group["foreach"] is None
-    return device in FUSED and bool(by_default if group["fused"] is None else group["fused"])

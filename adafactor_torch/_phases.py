@@ -129,6 +129,7 @@ class Work:
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
     missing: bool = False  # there is no gradient here, but there may be one on another process
+    fused: bool = False  # a sharded one is stepped by its device's fused kernels
 
 
 class Amp(NamedTuple):

@@ -1,7 +1,13 @@
-"""Gradient release: each parameter is stepped within the backward pass, and its gradient freed at once."""
+"""Gradient release: each parameter is stepped within the backward pass, and its gradient freed at once.
 
+FSDP2 reduces the gradients of a module's parameters together, into one buffer of which each is a view, and calls their
+hooks one after the other. To free one of them alone would free nothing. So they are stepped together, when the last is
+there, with one set of sums over processes for all.
+"""
+
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +30,12 @@ _ALIVE: "weakref.WeakSet[Release]" = weakref.WeakSet()
 class Release:
     """What `release_gradients` has set up; `remove()`, or the end of a `with` block, undoes it."""
 
-    def __init__(self, tensors: dict[Tensor, str], optimizer: "Adafactor") -> None:
-        self._tensors, self._optimizer = tensors, optimizer
-        self._stepped: set[Tensor] = set()  # since the last `optimizer.step()`
+    def __init__(
+        self, tensors: dict[Tensor, str], together: dict[Tensor, Sequence[Tensor]], optimizer: "Adafactor"
+    ) -> None:
+        self._tensors, self._together, self._optimizer = tensors, together, optimizer
+        self._seen: set[Tensor] = set()  # with a gradient since the last `optimizer.step()`
+        self._stepped: set[Tensor] = set()  # of these, until the next one is done
         # A parameter that its own hook held would never be collected: the cycle passes through C++.
         step = weakref.WeakMethod(self._step)
 
@@ -66,8 +75,13 @@ class Release:
         """Whether this one steps parameters of an optimizer."""
         return self._optimizer is optimizer
 
+    @property
+    def stepped(self) -> set[Tensor]:
+        """The parameters that a backward pass has stepped since the last `optimizer.step()`."""
+        return self._stepped
+
     def _step(self, p: Tensor) -> None:
-        if p in self._stepped:
+        if p in self._seen:
             p.grad = None  # or the next step() would take a part of a sum for the whole
             raise RuntimeError(
                 f"{self._tensors[p]} got a second gradient before optimizer.step(). With released gradients every "
@@ -76,9 +90,14 @@ class Release:
                 "Where nothing is to accumulate, call optimizer.step() once after each backward pass, as without "
                 "release; where activation checkpointing splits a shared parameter, use_reentrant=False."
             )
-        self._optimizer.step_param(p)
-        p.grad = None
-        self._stepped.add(p)
+        self._seen.add(p)
+        together = self._together.get(p, (p,))
+        if any(other.requires_grad and other not in self._seen for other in together):
+            return
+        self._optimizer._step_some([other for other in together if other.grad is not None])
+        for other in together:
+            other.grad = None
+        self._stepped.update(together)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if getattr(optimizer, "found_inf", None) is not None:
@@ -86,9 +105,10 @@ class Release:
                 "GradScaler does not work with released gradients: the backward pass has applied them while they were "
                 "still scaled and not known to be finite. Train in bfloat16, which needs no scaler, or without release."
             )
-        self._stepped.clear()  # here too, since a closure may fail after its backward pass
+        self._seen.clear()  # here too, since a closure may fail after its backward pass
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._seen.clear()
         self._stepped.clear()
 
 
@@ -99,6 +119,9 @@ def release_gradients(
 
     Bit for bit the training run without it, for as long as each backward pass belongs to one `optimizer.step()`, which
     stays in the loop: it has nothing left to do where every gradient is released, and says that the pass is over.
+
+    Under FSDP2 it is the same run within rounding. The parameters of a sharded module are stepped together, for which
+    the model has to be given.
 
     Args:
         model_or_params: a model or parameters, named or not; those that require a gradient are meant.
@@ -137,7 +160,7 @@ def release_gradients(
         if is_released(p):
             remedy = "Call remove() on the handle of the first release before."
             raise refusal(who, "a parameter whose gradient is kept", "one whose gradient is released", remedy)
-    return Release(tensors, optimizer)
+    return Release(tensors, _together(model_or_params, tensors), optimizer)
 
 
 def is_released(p: Tensor) -> bool:
@@ -148,6 +171,28 @@ def is_released(p: Tensor) -> bool:
 def steps_in_backward(optimizer: object) -> bool:
     """Whether gradients of an optimizer are released."""
     return any(release.is_of(optimizer) for release in _ALIVE)
+
+
+def stepped_in_backward(optimizer: object) -> set[Tensor]:
+    """The parameters of an optimizer that have been stepped since its last `step()`, or within it in a closure."""
+    return set().union(*(release.stepped for release in _ALIVE if release.is_of(optimizer)))
+
+
+def _together(model_or_params: Any, tensors: dict[Tensor, str]) -> dict[Tensor, Sequence[Tensor]]:
+    """For each tensor that FSDP2 shards those whose gradients it reduces together, in one order on all processes."""
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    if not isinstance(model_or_params, torch.nn.Module):
+        return {}
+    owners: dict[Tensor, torch.nn.Module] = {}
+    # Backwards, so that a module comes before the one that it is a part of.
+    for module in reversed([module for module in model_or_params.modules() if isinstance(module, sharded)]):
+        for p in module.parameters():
+            owners.setdefault(p, module)
+    groups: dict[torch.nn.Module, list[Tensor]] = {}
+    for p, owner in owners.items():
+        if p in tensors:
+            groups.setdefault(owner, []).append(p)
+    return {p: group for group in groups.values() for p in group}
 
 
 def _tensors_of(model_or_params: Any) -> dict[Tensor, str]:

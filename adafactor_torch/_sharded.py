@@ -35,6 +35,17 @@ def takes_part(p: Tensor) -> bool:
     return is_dtensor(p) and (p.requires_grad or p.grad is not None) and p.device_mesh.get_coordinate() is not None
 
 
+def check_current(who: str, p: Tensor) -> None:
+    """Refuse a parameter that FSDP2 has replaced in its model: it gets no gradient, and a step would do nothing.
+
+    Raises:
+        ValueError: `fully_shard` has taken it after the optimizer was built.
+    """
+    if p.grad is None and not is_dtensor(p) and hasattr(p, "_fsdp_orig_uid"):  # the mark is there from torch 2.13 on
+        remedy = "Build the optimizer after fully_shard, which replaces parameters."
+        raise refusal(who, "a parameter of the sharded model", "one from before fully_shard", remedy)
+
+
 def check_parts(who: str, p: Tensor, plan: Plan) -> None:
     """Refuse a parameter whose rows and columns its parts do not show.
 
@@ -90,8 +101,11 @@ def laid(x: Tensor, p: Tensor, entry: str, plan: Plan) -> Tensor:
         return x
     from torch.distributed.tensor import distribute_tensor
 
-    # Every process has all of it: none asks another.
-    return distribute_tensor(x, p.device_mesh, state_placements(p, entry, plan), src_data_rank=None)
+    # Every process has all of it: none asks another. Torch moves it to the device of the mesh, which parts that FSDP2
+    # offloads to the CPU are not on.
+    shape, placements = tuple(x.shape), state_placements(p, entry, plan)
+    part = local_of(distribute_tensor(x, p.device_mesh, placements, src_data_rank=None)).to(local_of(p).device)
+    return _of_parts(p, part, placements, shape)
 
 
 def state_placements(p: DTensor, entry: str, plan: Plan) -> tuple[Any, ...]:
@@ -170,8 +184,14 @@ class Lay:
 def _of_parts(p: DTensor, local: Tensor, placements: tuple[Any, ...], shape: Shape) -> DTensor:
     from torch.distributed.tensor import DTensor as Made
 
-    stride = torch.empty(shape, device="meta").stride()
-    return Made.from_local(local, p.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+    sizes, stride = torch.Size(shape), torch.empty(shape, device="meta").stride()
+    if local.device.type == p.device_mesh.device_type:
+        return Made.from_local(local, p.device_mesh, placements, run_check=False, shape=sizes, stride=stride)
+    # FSDP2 offloads parts to the CPU under a mesh of GPUs. `from_local` would move them back, its own way does not.
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    spec = DTensorSpec(p.device_mesh, placements, TensorMeta(sizes, stride, local.dtype))
+    return Made(local, spec, requires_grad=False)
 
 
 def _dims(p: DTensor) -> dict[int, int]:

@@ -6,24 +6,30 @@
 | phase 1 | means of g^2 and p^2, who has a gradient, whose is not finite | always |
 | between | the mean of R | where it is kept in 16 bits, and both rows and columns are split |
 | phase 2 | means of u^2 | where updates are clipped or shown |
+
+A path is a generator over the parameters that it steps. It pauses three times, before each of the last three sums, with
+what it asks for, and goes on when that has been summed up in place; then it writes. So all paths share the sums.
+What it asks for, and in which order, follows from plans, placements and options alone, and so is the same everywhere.
 """
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import _eager as eager
-from ._blocks import Part, stepped
-from ._canonical import canonical
-from ._phases import Amp, Setting, Work
-from ._pieces import Sum
-from ._sharded import Lay, local_of
+from . import _sharded_stacks
+from ._compiled_parts import CompiledParts
+from ._phases import NO_GRADIENT, Amp, Setting, Work
+from ._sharded import Lay
+from ._sharded_flags import Flags
 from ._sharded_gradients import Gradients
-from ._wires import Wires
+from ._sharded_held import Held, held, take
+from ._triton_parts import TritonParts
+from ._wires import Asked, Wires
 
-PRESENT, BAD = 0, 1  # of a parameter's flags
+_PAUSES = 3
+_Path = Callable[[list[Held], Flags, Wires, Amp], Iterator[list[Asked]]]
 
 
 class Sharded:
@@ -32,6 +38,8 @@ class Sharded:
     def __init__(self) -> None:
         self._wires, self._gradients = Wires(), Gradients()
         self._lays: dict[tuple[Any, ...], Lay] = {}
+        self._compiled, self._triton = CompiledParts(), TritonParts()
+        self._before: _Parts | None = None
 
     def step(self, works: list[Work], amp: Amp) -> None:
         """One step, in place, of works that are counted already. Where one is not to be, that is taken back.
@@ -40,35 +48,37 @@ class Sharded:
             works: of all groups, in the order of the parameters, those without a gradient here too.
             amp: what a GradScaler says.
         """
-        lays = [self._lay(work.p, work.setting) for work in works]
-        self._wires.begin((lay.mesh, range(lay.mesh.ndim)) for lay in lays)
-        grads = self._gradients.of(works, lays, self._wires)
-        stacks = [
-            _Stack([works[i] for i in own], [grads[i] for i in own], lays[own[0]], amp) for own in _alike(works, lays)
-        ]
-        self._run(stacks)
-        _settle(stacks)
-        torch.autograd.graph.increment_version([work.p for work in works])
+        known = self._before
+        if known is None or not known.are_of(works):
+            known = _Parts(works, [self._lay(work.p, work.setting) for work in works])
+        self._before = None
+        self._wires.begin((lay.mesh, range(lay.mesh.ndim)) for lay in known.of_meshes)
+        grads = self._gradients.of(works, known.lays, self._wires)
+        flags = Flags(works, known.lays, grads, self._wires, amp)
+        for one, work, grad in zip(known.parts, works, grads, strict=True):
+            take(one, work, grad)
+        paths = [steps(some, flags, self._wires, amp) for steps, some in self._paths(known)]
+        for pause in range(_PAUSES):
+            asked = [one for path in paths for one in next(path)]
+            self._wires.add([*asked, *flags.ask()] if pause == 0 else asked)
+        torch.autograd.graph.increment_version([work.p for work in works])  # now: paths may remember the versions
+        for path in paths:
+            next(path, None)
+        flags.settle()
+        known.forget_gradients()
+        self._before = known
 
-    def _run(self, stacks: list["_Stack"]) -> None:
-        running: list[tuple[_Stack, Iterator[list[Sum]]]] = [(stack, stepped(stack.part)) for stack in stacks]
-        first = True
-        while running:
-            asked, going = [], []
-            for stack, phases in running:
-                sums = next(phases, None)
-                if sums is None:
-                    continue
-                going.append((stack, phases))
-                sums = [*sums, stack.flags_asked] if first else sums
-                for value, over in sums:
-                    wires = self._wires.of(stack.lay.mesh, stack.lay.dims_of(over))
-                    if wires and value.numel():
-                        asked.append((value, wires))
-            self._wires.add(asked)
-            for stack, _ in going if first else ():
-                stack.decide()
-            running, first = going, False
+    def _paths(self, known: "_Parts") -> list[tuple[_Path, list[Held]]]:
+        """The paths that step all parts between them, in one order everywhere, each with its own."""
+        if known.paths is None:
+            kinds: tuple[list[Held], ...] = [], [], []
+            for part in known.parts:
+                takers = self._compiled.takes, self._triton.takes
+                which = next((i for i, takes in enumerate(takers) if takes(part, self._wires)), len(takers))
+                kinds[which].append(part)
+            paths: tuple[_Path, ...] = self._compiled.steps, self._triton.steps, _sharded_stacks.steps
+            known.paths = [(path, some) for path, some in zip(paths, kinds, strict=True) if some]
+        return known.paths
 
     def _lay(self, p: Any, setting: Setting) -> Lay:
         key = id(p.device_mesh), p.placements, setting.plan
@@ -78,94 +88,20 @@ class Sharded:
         return known
 
 
-class _Stack:
-    """Parameters that are stepped as one tensor, or one of them."""
+class _Parts:
+    """What a step makes of its works but for the values, which a step with the same works (`_steady.py`) has alike."""
 
-    def __init__(self, works: list[Work], grads: list[Tensor | None], lay: Lay, amp: Amp) -> None:
-        self.works, self.lay, self._all = works, lay, tuple(range(len(lay.whole.shape)))
-        zero = local_of(works[0].p).new_zeros(())
-        local = [_local(work, zero if grad is None else grad) for work, grad in zip(works, grads, strict=True)]
-        self._local, setting = local, works[0].setting
-        stack, plan, size = local[0], lay.plan, eager.BLOCK
-        if len(local) > 1:
-            stack, plan = eager.stacked(local, lay.plan)
-            size = max(stack.p.numel(), 1)
-        self._stack = stack
-        self.part = Part(stack, plan, amp, size, of_one=lay.plan, piece=lay.piece)
-        self._asks = any(work.skipped is not None for work in works) or amp.found_inf is not None
-        self._missing = any(grad is None for grad in grads)
-        self.flags = torch.ones((len(works), 2), dtype=setting.compute, device=stack.p.device)
-        if self._missing:
-            present = [[float(grad is not None)] for grad in grads]
-            self.flags[:, :1] = torch.tensor(present, device=self.flags.device)
-        self.flags[:, BAD] = self._bad(amp) if self._asks else 0.0
-        self.good: Tensor | None = None
+    def __init__(self, works: list[Work], lays: list[Lay]) -> None:
+        self.lays, self._works = lays, works
+        self.of_meshes = list({id(lay.mesh): lay for lay in lays}.values())
+        self.parts = [held(work, lay, place) for place, (work, lay) in enumerate(zip(works, lays, strict=True))]
+        self.paths: list[tuple[_Path, list[Held]]] | None = None
 
-    @property
-    def flags_asked(self) -> Sum:
-        """Which parameters have a gradient, and which one that is not finite, on any process."""
-        return Sum(self.flags, self._all)
+    def are_of(self, works: list[Work]) -> bool:
+        """Whether these are the same works; there are other ones in every step that had to look at all of them."""
+        return len(works) == len(self._works) and all(map(operator.is_, works, self._works))
 
-    def decide(self) -> None:
-        """From the flags of all processes, which parameters take the step."""
-        if self._asks or self._missing:
-            self.good = (self.flags[:, PRESENT] > 0) & (self.flags[:, BAD] == 0)
-            each = canonical(self.lay.plan).sizes[0]
-            self.part.good = self.good.repeat_interleave(each).view(-1, 1, 1, 1)
-
-    def finish(self) -> None:
-        """Give every parameter what has been computed for the stack, and say what was left out."""
-        if len(self._local) > 1:
-            eager.unstack(self._stack, self._local)
-        for work, flags in zip(self.works, self.flags, strict=True):
-            if work.skipped is not None:
-                work.skipped += ((flags[PRESENT] > 0) & (flags[BAD] > 0)).to(work.skipped)
-
-    def _bad(self, amp: Amp) -> Tensor:
-        grad = self._stack.grad.reshape(len(self.works), -1)
-        bad = ~torch.isfinite(grad).all(dim=1)
-        if amp.found_inf is not None:
-            bad = bad | (amp.found_inf.to(bad.device) != 0)
-        return bad.to(self.flags.dtype)
-
-
-def _local(work: Work, grad: Tensor) -> Work:
-    """A work on the parts that this process holds."""
-    p = local_of(work.p)
-    state = {name: local_of(x) for name, x in work.state.items()}
-    here = Work(p, grad.expand(p.shape), state, work.setting, work.now, work.key, work.maximize)
-    here.telemetry = work.telemetry
-    return here
-
-
-def _alike(works: list[Work], lays: list[Lay]) -> list[list[int]]:
-    """Which works make a stack, the same ones on every process: nothing counts that is another thing on another."""
-    kinds: dict[tuple[Any, ...], list[int]] = {}
-    for i, (work, lay) in enumerate(zip(works, lays, strict=True)):
-        now = work.now if work.t else id(work.now)
-        kind = (work.setting, lay, now, work.maximize, work.telemetry is None, work.skipped is None, work.p.device)
-        kinds.setdefault(kind if lay.most < eager.SMALL else (*kind, i), []).append(i)
-    chunks = []
-    for own in kinds.values():
-        at_once = max(1, eager.BLOCK // lays[own[0]].most)
-        chunks += [own[first : first + at_once] for first in range(0, len(own), at_once)]
-    return chunks
-
-
-def _settle(stacks: list[_Stack]) -> None:
-    """Write back stacks, and take back the count of what was left out."""
-    doubtful: list[tuple[Work, Tensor]] = []
-    for stack in stacks:
-        stack.finish()
-        if stack.good is not None:
-            doubtful += zip(stack.works, stack.good, strict=True)
-    on_host = [(work, good) for work, good in doubtful if work.t]
-    for work, good in doubtful:
-        if not work.t:
-            work.state["step"] -= (~good).to(work.state["step"])
-    if on_host:
-        taken = torch.stack([good for _, good in on_host]).tolist()
-        for (work, _), good in zip(on_host, taken, strict=True):
-            if not good:
-                work.state["step"] -= 1.0
-                work.t = 0
+    def forget_gradients(self) -> None:
+        """Hold no gradient from one step to the next."""
+        for work in (*self._works, *(one.work for one in self.parts)):
+            work.grad = NO_GRADIENT

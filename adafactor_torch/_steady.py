@@ -13,7 +13,7 @@ from adafactor_spec import rounding_key
 
 from ._groups import OPTIONS, Group, form_of, lr_of
 from ._phases import NO_GRADIENT, State, Work
-from ._sharded import is_dtensor
+from ._sharded import is_dtensor, local_of, takes_part
 from ._works import Settings, counter_of
 
 _ADDRESS = Tensor.data_ptr
@@ -35,7 +35,7 @@ class Steady:
         # A parameter that stands twice in its group has one work; then no step is taken for one like this.
         self._places = [by_parameter.pop(p, None) for p in group["params"]]
         # Held, so that no other tensor comes to have the address of one of these.
-        self._held = [tuple(work.state.values()) for work in works]
+        self._held = [(local_of(work.p)._base, *work.state.values()) for work in works]
         self._facts = [None if work is None else _facts(work.p, work.grad, work.state) for work in self._places]
         for work in works:
             work.counter = counter_of(work.state)
@@ -56,6 +56,8 @@ class Steady:
             if (grad is None) != (work is None):
                 return False
             if grad is None or work is None:
+                if takes_part(p):
+                    return False
                 continue
             # Another object may have the state and the memory of this one, but it has a version counter of its own.
             if p is not work.p or states.get(p) is not work.state or grad.layout is not torch.strided:
@@ -86,8 +88,8 @@ class Steady:
 
 def can_be_steady(group: Group, works: list[Work]) -> bool:
     """Whether a step of a group may be like the one before without a look at its values."""
-    whole = all(work.p.is_cpu and work.t and not is_dtensor(work.p) for work in works)
-    return group["nonfinite"] == "propagate" and whole
+    alike = all(work.p.is_cpu and work.t and not work.missing for work in works)
+    return group["nonfinite"] == "propagate" and alike
 
 
 def _options_of(group: Group) -> list[Any]:
@@ -99,8 +101,21 @@ def _facts(p: Tensor, grad: Tensor, state: State) -> tuple[Any, ...]:
 
     `tensor.data = ...` changes all of it, `set_` and `resize_` sizes, strides and addresses.
     """
+    if is_dtensor(p):
+        return _facts_of_part(p, grad, state)
+    return (*_facts_of_tensors(p, grad), *map(_ADDRESS, state.values()))
+
+
+def _facts_of_part(p: Any, grad: Any, state: State) -> tuple[Any, ...]:
+    part = local_of(p)
+    # What is put in a part's place may have its address, but has a version counter of its own, that of its base.
+    how = id(p.device_mesh), p.placements, grad.placements, id(part._base)
+    addresses = [local_of(x).data_ptr() for name, x in state.items() if name != "step"]
+    return (*how, *_facts_of_tensors(part, local_of(grad)), *addresses)
+
+
+def _facts_of_tensors(p: Tensor, grad: Tensor) -> tuple[Any, ...]:
     return (
         *(p.data_ptr(), p.shape, p.stride(), p.dtype, p.device),
         *(grad.shape, grad.stride(), grad.dtype, grad.device, grad.is_neg()),
-        *map(_ADDRESS, state.values()),
     )

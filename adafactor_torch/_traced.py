@@ -5,6 +5,9 @@ was in the first step, or traced anew whenever a number changes. So the graph is
 writes and which gradients it reads, and guards on these; everything else is looked up when the operator runs. The
 arithmetic is that of the group's own path, which is faster than the loops that Inductor makes of the plain formulas
 (docs/compile.md has the measurement).
+
+Sharded parameters end the graph: the operator would be one of DTensors, and a graph might order its sums over processes
+otherwise on another process.
 """
 
 import itertools
@@ -15,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ._sharded import is_dtensor
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
@@ -40,6 +45,9 @@ def step(number: int, groups: Sequence[dict[str, list[Tensor]]]) -> None:
         number: what `number_of` gave the optimizer.
         groups: the optimizer's.
     """
+    if any(is_dtensor(p) for group in groups for p in group["params"]):
+        step_between_graphs(number)
+        return
     parameters, gradients, positions, position = [], [], [], 0
     for group in groups:
         for p in group["params"]:
@@ -49,6 +57,13 @@ def step(number: int, groups: Sequence[dict[str, list[Tensor]]]) -> None:
                 positions.append(position)
             position += 1
     torch.ops.adafactor_torch.step(parameters, gradients, positions, number)
+
+
+@torch.compiler.disable
+def step_between_graphs(number: int) -> None:
+    """The step as it is without `torch.compile`; a graph ends before it and another one begins after it."""
+    with torch.no_grad():
+        _OPTIMIZERS[number]._step_now()
 
 
 def _step(parameters: list[Tensor], gradients: list[Tensor], positions: list[int], number: int) -> None:

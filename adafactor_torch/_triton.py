@@ -1,4 +1,4 @@
-"""The Triton kernels of a step of many parameters, in the order in which `_fused.py` launches them.
+"""The Triton kernels of a step of many parameters, in the order in which `_fused_stages.py` has them launched.
 
 A program takes a unit, some rows or some small matrices of one parameter, seen as [batch, lead, rows, columns]
 (`_canonical.py`), and finds all it needs of it in tables. What it sums goes to its own place in a workspace and is
@@ -16,7 +16,7 @@ from ._triton_formats import divide, load, mix, pointer, round_stochastically, r
 
 
 @triton.jit
-def _program(programs, ints, moving, floats, numbers):
+def program(programs, ints, moving, floats, numbers):
     # Parameter and number of this program in it, and the parameter's rows in the tables.
     entry = programs + 2 * tl.program_id(0)
     which, tile = tl.load(entry), tl.load(entry + 1)
@@ -27,9 +27,9 @@ def _program(programs, ints, moving, floats, numbers):
 
 @triton.jit
 def _live(which, flags, found, b, o: tl.constexpr):
-    # Whether the step of a parameter is taken.
+    # Whether the step of a parameter is taken; of a part, all processes have decided it.
     live = b >= 0
-    if o.skips:
+    if o.skips or o.shares != "":
         live = live & (tl.load(flags + which) == 0)
     if o.guarded:
         live = live & (tl.load(found) == 0.0)
@@ -39,7 +39,7 @@ def _live(which, flags, found, b, o: tl.constexpr):
 @triton.jit
 def statistics_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
     """Sums over a unit: of s = g^2 + eps1 over its columns and over its rows, of p^2; whether g is finite."""
-    which, tile, row, own, fixed, now = _program(programs, ints, moving, floats, numbers)
+    which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
     leads, rows, cols = tl.load(row + tiles.LEAD), tl.load(row + tiles.ROWS), tl.load(row + tiles.COLS)
     _, row_units, col_units = tiles.units(row, o)
@@ -81,30 +81,48 @@ def statistics_kernel(programs, ints, moving, floats, numbers, work, flags, scal
 
 
 @triton.jit
-def moments_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
-    """New R and C: beta2 * old + (1 - beta2) * mean, rounded as they are stored; first R's programs, then C's."""
-    _, block, row, _, fixed, now = _program(programs, ints, moving, floats, numbers)
-    leads, rows, cols = tl.load(row + tiles.LEAD), tl.load(row + tiles.ROWS), tl.load(row + tiles.COLS)
-    matrices = tl.load(row + tiles.BATCH) * leads
-    _, row_units, col_units = tiles.units(row, o)
+def means(row, block, o: tl.constexpr):
+    # Of a program of means: whether they are R's, how many a matrix has, which these are, and which of them exist.
+    rows, cols = tl.load(row + tiles.ROWS), tl.load(row + tiles.COLS)
+    matrices = tl.load(row + tiles.BATCH) * tl.load(row + tiles.LEAD)
     row_blocks = tl.cdiv(matrices * rows, o.results)
     is_row = block < row_blocks
     inner = tl.where(is_row, rows, cols)
+    i = tl.where(is_row, block, block - row_blocks) * o.results + tl.arange(0, o.results)
+    return is_row, inner, i, i < matrices * inner
+
+
+@triton.jit
+def mean_of_parts(row, fixed, work, is_row, inner, i, real, o: tl.constexpr):
+    # From the partial sums of units.
+    _, row_units, col_units = tiles.units(row, o)
     parts = tl.where(is_row, col_units, row_units)
     source = tl.load(row + tl.where(is_row, tiles.ROW_PARTS, tiles.COL_PARTS))
-    target = tl.load(row + tl.where(is_row, tiles.NEW_ROW, tiles.NEW_COL))
     scaled = tl.load(fixed + tl.where(is_row, tiles.OVER_COLS, tiles.OVER_ROWS) + 1)
-    tensor = row + tl.where(is_row, tiles.V_ROW, tiles.V_COL)
-    stride = tl.load(tensor + tl.where(is_row, 3, 4))
-
-    i = tl.where(is_row, block, block - row_blocks) * o.results + tl.arange(0, o.results)
-    real, matrix, e = i < matrices * inner, i // inner, i % inner
+    matrix, e = i // inner, i % inner
     sums = tl.zeros((o.parts, o.results), o.wide)
     for first in range(0, parts.to(tl.int32), o.parts):
         part = first + tl.arange(0, o.parts)[:, None]
         at = source + (matrix[None, :] * parts + part) * inner + e[None, :]
         sums += tl.load(work + at, mask=real[None, :] & (part < parts), other=0.0)
-    mean = tl.sum(sums, axis=0) * scaled
+    return tl.sum(sums, axis=0) * scaled
+
+
+@triton.jit
+def moments_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+    """New R and C: beta2 * old + (1 - beta2) * mean, rounded as they are stored; first R's programs, then C's."""
+    _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
+    is_row, inner, i, real = means(row, block, o)
+    if o.shares != "":
+        at = tl.load(row + tl.where(is_row, tiles.ROW_MEANS, tiles.COL_MEANS)) + i
+        mean = tl.load(work + at, mask=real, other=0.0)
+    else:
+        mean = mean_of_parts(row, fixed, work, is_row, inner, i, real, o)
+    leads = tl.load(row + tiles.LEAD)
+    target = tl.load(row + tl.where(is_row, tiles.NEW_ROW, tiles.NEW_COL))
+    tensor = row + tl.where(is_row, tiles.V_ROW, tiles.V_COL)
+    stride = tl.load(tensor + tl.where(is_row, 3, 4))
+    matrix, e = i // inner, i % inner
     at = matrix // leads * tl.load(tensor + 1) + matrix % leads * tl.load(tensor + 2) + e * stride
     old = load(pointer(tensor, o.v, False) + at, real, o.v, o)
     new = round_to(tl.load(now + tiles.BETA2) * old + tl.load(now + tiles.COMPLEMENT2) * mean, o.v, o)
@@ -114,7 +132,7 @@ def moments_kernel(programs, ints, moving, floats, numbers, work, flags, scale, 
 @triton.jit
 def row_mean_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
     """sqrt(mean(R)) of some matrices, the mean at least eps1 where that is a floor."""
-    _, block, row, _, fixed, _ = _program(programs, ints, moving, floats, numbers)
+    _, block, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     rows, matrices = tl.load(row + tiles.ROWS), tl.load(row + tiles.BATCH) * tl.load(row + tiles.LEAD)
     matrix = block * o.lead + tl.arange(0, o.lead)[:, None]
     sums = tl.zeros((o.lead, o.mean_rows), o.wide)
@@ -132,7 +150,7 @@ def row_mean_kernel(programs, ints, moving, floats, numbers, work, flags, scale,
 @triton.jit
 def norm_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
     """Sum of u^2 over a unit."""
-    _which, tile, row, own, fixed, now = _program(programs, ints, moving, floats, numbers)
+    _which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
     rows, over_all = tl.load(row + tiles.ROWS), tl.load(fixed + tiles.OVER_ALL)
     sums = tl.zeros((o.lead, o.rows, o.cols), o.wide)
@@ -150,7 +168,7 @@ def norm_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
 
 
 @triton.jit
-def _mean_of_tiles(row, fixed, work, place_of: tl.constexpr, b, o: tl.constexpr):
+def mean_of_tiles(row, fixed, work, place_of: tl.constexpr, b, o: tl.constexpr):
     # The mean over a batch index from the sums of its units.
     leads, rows, cols = tiles.units(row, o)
     count = leads * rows * cols
@@ -163,13 +181,19 @@ def _mean_of_tiles(row, fixed, work, place_of: tl.constexpr, b, o: tl.constexpr)
 
 
 @triton.jit
+def _mean_square(row, fixed, work, own: tl.constexpr, shared: tl.constexpr, b, o: tl.constexpr):
+    # The mean over a batch index, from its own units or as all processes have summed it up.
+    return tl.load(work + tl.load(row + shared) + b) if o.shares != "" else mean_of_tiles(row, fixed, work, own, b, o)
+
+
+@triton.jit
 def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
     """Of a batch index: alpha = rho * clip(RMS(p), eps2, largest), and max(1, RMS(u) / d)."""
-    which, b, row, own, fixed, now = _program(programs, ints, moving, floats, numbers)
+    which, b, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     alpha = tl.load(now + tiles.RHO)
     p_rms, u_rms, clip = alpha * 0.0, alpha * 0.0, alpha * 0.0 + 1.0
     if o.weighs:
-        p_rms = sqrt(_mean_of_tiles(row, fixed, work, tiles.TILE_P, b, o))
+        p_rms = sqrt(_mean_square(row, fixed, work, tiles.TILE_P, tiles.P_MEANS, b, o))
     if o.scales:
         scaled = p_rms
         if o.decay_first:
@@ -178,7 +202,7 @@ def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
         scaled = tl.where(scaled < smallest, smallest, scaled)
         alpha = alpha * tl.where(scaled > largest, largest, scaled)
     if o.norms:
-        u_rms = sqrt(_mean_of_tiles(row, fixed, work, tiles.TILE_U, b, o))
+        u_rms = sqrt(_mean_square(row, fixed, work, tiles.TILE_U, tiles.U_MEANS, b, o))
     if o.clips:
         clip = divide(u_rms, tl.load(fixed + tiles.THRESHOLD))
         clip = tl.where(clip < 1.0, 1.0, clip)
@@ -207,7 +231,7 @@ def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
 @triton.jit
 def apply_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
     """Clip, scale, average, decay, round once; everything that the step changes is written here."""
-    which, tile, row, own, fixed, now = _program(programs, ints, moving, floats, numbers)
+    which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
     leads, rows, cols = tl.load(row + tiles.LEAD), tl.load(row + tiles.ROWS), tl.load(row + tiles.COLS)
     alpha = tl.load(work + tl.load(row + tiles.STEP) + 2 * b)
@@ -260,6 +284,8 @@ def _store_weight(row, own, x, b, lead, r, c, mask, o: tl.constexpr):
         element = tiles.offset(row, tiles.ELEMENTS, b, lead, r, c)
         if o.indexed:
             element = tl.load(tl.load(row + tiles.ELEMENTS).to(tl.pointer_type(tl.int32)) + element, mask=mask, other=0)
+        elif o.shares != "":
+            element += tl.load(row + tiles.ELEMENTS)
         key = tl.load(own + tiles.KEY).to(tl.uint32)
         new = round_stochastically(x, mix(element.to(tl.uint32) ^ key), o.p, o)
     else:

@@ -9,11 +9,13 @@ import triton.language as tl
 
 from ._triton_formats import divide, load, pointer, round_to, sqrt
 
-# Columns of the table `ints`: sizes, places in the workspace, and five for each tensor: its address and four strides.
+# Columns of the table `ints`: sizes, places in the workspace, five for each tensor (its address and four strides), and
+# places in what processes share. Of the elements' indices without memory the address is that of the first.
 BATCH, LEAD, ROWS, COLS = (tl.constexpr(i) for i in range(4))
 ROW_PARTS, COL_PARTS, NEW_ROW, NEW_COL, NORM, TILE_P, TILE_U, STEP = (tl.constexpr(4 + i) for i in range(8))
 P, G, V_ROW, V_COL, V, V_MAX, M, COMPENSATION, ELEMENTS = (tl.constexpr(12 + 5 * i) for i in range(9))
-INTS = tl.constexpr(12 + 5 * 9)
+ROW_MEANS, COL_MEANS, NORM_MEANS, NORM_SQUARES, P_MEANS, U_MEANS = (tl.constexpr(57 + i) for i in range(6))
+INTS = tl.constexpr(63)
 
 # Of `moving`, what may be another at each step: addresses, the row of `numbers`, the key of the random bits.
 GRAD, TELEMETRY, SKIPPED, COUNT, NUMBERS, KEY = (tl.constexpr(i) for i in range(6))
@@ -65,6 +67,7 @@ class Options(NamedTuple):
     measures: bool  # somebody wants the telemetry
     norms: bool  # whether RMS(u) is needed, and RMS(p)
     weighs: bool
+    shares: str  # "" of whole parameters, else which mean of R their processes add up: `_triton_shares.py`
     parts: int  # how many partial sums are added at a time, for how many means; rows of a program of `row_mean_kernel`
     results: int
     mean_rows: int
@@ -75,12 +78,11 @@ class Options(NamedTuple):
 
 @triton.jit
 def units(row, o: tl.constexpr):
-    # Units along lead, rows and columns.
-    return (
-        tl.cdiv(tl.load(row + LEAD), o.lead),
-        tl.cdiv(tl.load(row + ROWS), o.rows * o.repeats),
-        tl.cdiv(tl.load(row + COLS), o.cols),
-    )
+    # Units along lead, rows and columns; of a part without elements one, which finds nothing.
+    leads, rows, cols = tl.load(row + LEAD), tl.load(row + ROWS), tl.load(row + COLS)
+    if o.shares != "":
+        leads, rows, cols = tl.maximum(leads, 1), tl.maximum(rows, 1), tl.maximum(cols, 1)
+    return tl.cdiv(leads, o.lead), tl.cdiv(rows, o.rows * o.repeats), tl.cdiv(cols, o.cols)
 
 
 @triton.jit

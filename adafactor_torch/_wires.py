@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Wire = tuple[tuple[int, ...], str]  # the ranks of a group, and the type of the device
+Asked = tuple[Tensor, list[Wire]]  # what is to be replaced, in place, by its sum over the processes of some groups
 
 
 class Wires:
@@ -34,12 +35,20 @@ class Wires:
         """Those along some dimensions of a mesh."""
         return [self._of(mesh, dim)[1] for dim in dims]
 
-    def add(self, asked: list[tuple[Tensor, list[Wire]]]) -> None:
+    def add(self, asked: list[Asked]) -> None:
         """Replace every tensor by its sum over the processes of its groups."""
         for wire, group in self._order.items():
-            values = [value for value, wires in asked if wire in wires]
-            if values:
-                _add(values, group)
+            values = [value for value, wires in asked if wire in wires and value.numel()]
+            # FSDP2 may offload some of the parameters to the CPU: a group may have a backend for either device.
+            for kind in sorted({value.device.type for value in values}):
+                _add([value for value in values if value.device.type == kind], group)
+
+    def all_agree(self, mesh: Any, here: bool) -> bool:
+        """Whether what is said here is said on all processes of a mesh, which all have to ask."""
+        said = torch.tensor(float(here), device=mesh.device_type)
+        for dim in range(mesh.ndim):
+            dist.all_reduce(said, dist.ReduceOp.MIN, self._of(mesh, dim)[2])
+        return bool(said)
 
     def _of(self, mesh: Any, dim: int) -> tuple[Any, Wire, Any]:
         known = self._known.get((id(mesh), dim))
@@ -51,6 +60,9 @@ class Wires:
 
 
 def _add(values: list[Tensor], group: Any) -> None:
+    if len(values) == 1 and values[0].is_contiguous():
+        dist.all_reduce(values[0], group=group)
+        return
     dtype = values[0].dtype
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)

@@ -13,13 +13,14 @@ from ._groups import (
     Group,
     counts_on_device,
     form_of,
+    is_fused,
     lr_of,
     named,
     numbers_of,
     plan_of,
 )
 from ._phases import NO_GRADIENT, Setting, State, Work
-from ._sharded import is_dtensor, is_like, laid, takes_part, zeros_for
+from ._sharded import check_current, is_dtensor, is_like, laid, takes_part, zeros_for
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
@@ -117,6 +118,8 @@ def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
             work.append((p, grad, settings.of(p, name, form, rounding), position))
         elif takes_part(p):
             work.append((p, NO_GRADIENT, settings.of(p, name, form, rounding), position))
+        else:
+            check_current(f"parameter {name!r}" if name else f"a parameter of shape {tuple(p.shape)}", p)
     return work
 
 
@@ -145,7 +148,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
         works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter, t))
-        works[-1].missing = grad is NO_GRADIENT
+        works[-1].missing, works[-1].fused = grad is NO_GRADIENT, is_dtensor(p) and is_fused(group, p.device.type)
         if there:
             on_device.setdefault(p.device, []).append((works[-1], index))
     for device, pairs in on_device.items():

@@ -45,6 +45,8 @@ COLUMNS = (
     _column("first step, s", lambda case, row: rounded(row.first_step_seconds), breaks="first\nstep\ns"),
     _column("compilations", lambda case, row: count(row.compilations), breaks="compi-\nlations"),
     _column("launches", lambda case, row: count(row.launches)),
+    _column("collectives", lambda case, row: count(row.collectives), breaks="collec-\ntives", in_overview=True),
+    _column("summed, KiB", lambda case, row: rounded(None if row.summed_bytes is None else row.summed_bytes / 1024)),
     _column("host reads", lambda case, row: count(row.host_reads)),
 )
 

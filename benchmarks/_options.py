@@ -9,9 +9,9 @@ from pathlib import Path
 from adafactor_parity._errors import wrong
 from adafactor_spec.errors import nearest
 
-from ._workloads import WORKLOADS
+from ._workloads import SHARDED, WORKLOADS, usual
 
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", SHARDED)
 DTYPES = ("float32", "bfloat16")
 ROUNDS, PATIENCE = 15, 300
 # XLA makes its pool of threads when JAX starts, one for each core that the process may use.
@@ -22,7 +22,7 @@ NO_THREADS = {"jax": "XLA takes the cores that the process may use: taskset -c 0
 class Options:
     """Checked arguments of a run. `optimizers` None: all; `threads` None: as many as the framework takes."""
 
-    workloads: tuple[str, ...] = tuple(WORKLOADS)
+    workloads: tuple[str, ...] = usual("torch")
     dtypes: tuple[str, ...] = DTYPES
     momentum: tuple[bool, ...] = (False, True)
     framework: str = "torch"
@@ -39,7 +39,7 @@ class Options:
     def command(self) -> str:
         """The command line that measures the same."""
         words = ["python", "-m", "benchmarks", self.framework]
-        words += [] if self.workloads == tuple(WORKLOADS) else ["--workload", *self.workloads]
+        words += [] if self.workloads == usual(self.framework) else ["--workload", *self.workloads]
         words += [] if self.dtypes == DTYPES else ["--dtype", *self.dtypes]
         words += [] if len(self.momentum) > 1 else ["--momentum" if self.momentum[0] else "--no-momentum"]
         words += [] if self.optimizers is None else ["--optimizers", *self.optimizers]
@@ -65,7 +65,7 @@ def check(parsed: argparse.Namespace, optimizers: Sequence[str], devices: Sequen
     if parsed.device not in devices:
         raise wrong("--device", f"one of {', '.join(devices)}", parsed.device, "The framework sees no other here.")
     return Options(
-        workloads=_chosen("--workload", parsed.workload, tuple(WORKLOADS)),
+        workloads=_chosen("--workload", parsed.workload or usual(parsed.framework), tuple(WORKLOADS)),
         dtypes=_chosen("--dtype", parsed.dtype, DTYPES),
         momentum=(False, True) if parsed.momentum is None else (parsed.momentum,),
         framework=parsed.framework,

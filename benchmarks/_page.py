@@ -9,7 +9,7 @@ from ._results import Case, Results
 from ._text import NOTHING, times
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = {"torch": "performance.md", "jax": "performance_jax.md"}
+PAGES = {"torch": "performance.md", "jax": "performance_jax.md", "torch_sharded": "performance_sharded.md"}
 
 
 def write(results: Results, docs: Path = DOCS) -> tuple[Path, Path]:

@@ -15,7 +15,8 @@ class Measured:
     `ratio` is that of the step's time to the baseline's, `bound_ratio` that of the step's time to the time in which
     the machine copies the bytes that three phases must move (ours only). What a framework cannot say is None:
 
-    * torch: `peak_bytes`, how far its allocated memory rises in a step; on a GPU, a step's `launches` and `host_reads`.
+    * torch: `peak_bytes`, how far its allocated memory rises in a step; on a GPU, a step's `launches` and `host_reads`;
+      on several processes, its `collectives` and the `summed_bytes` of ours.
     * JAX: `compilations` in all steps together, and their `compile_seconds` in XLA; `temporary_bytes` of the compiled
       step, and `aliased_bytes` of the parameters and the state, which it writes in place.
     """
@@ -33,6 +34,8 @@ class Measured:
     peak_bytes: int | None = None
     launches: int | None = None
     host_reads: int | None = None
+    collectives: int | None = None
+    summed_bytes: int | None = None
     compile_seconds: float | None = None
     compilations: int | None = None
     temporary_bytes: int | None = None
@@ -100,6 +103,7 @@ class Results:
         threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
         used = f"{machine['cores']} cores{threads}"
         where = f"{machine['processor']}, {used}, {machine['memory']} of memory"
+        where += f", {machine['processes']} processes" if "processes" in machine else ""
         gpu = f", {machine['accelerator']}" if "accelerator" in machine else ""
         names = [f"{name} {number}" for name, number in versions.items() if number != "not installed"]
         return f"{where}{gpu}; {machine['system']}; {', '.join(names)}."

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 Shape = tuple[int, ...]
+SHARDED = "torch_sharded"  # the framework whose workloads are the last two, where nothing else is asked for
 
 
 def transformer(quick: bool = False) -> list[Shape]:
     """An embedding and transformer blocks: 108 M parameters in 99 tensors, nearly all of them in large matrices."""
-    vocabulary, width, blocks = (512, 64, 2) if quick else (32_000, 1024, 6)
+    return _transformer(512, 64, 2) if quick else _transformer(32_000, 1024, 6)
+
+
+def _transformer(vocabulary: int, width: int, blocks: int) -> list[Shape]:
     vector = (width,)
     attention = [(width, width), vector] * 4
     perceptron = [(width, 4 * width), (4 * width,), (4 * width, width), vector]
@@ -35,11 +39,29 @@ def small(quick: bool = False) -> list[Shape]:
     return [(64, 64)] * (20 if quick else 2000)
 
 
+def fifty(quick: bool = False) -> list[Shape]:
+    """An embedding and three blocks of `transformer`: 70.6 M parameters in 50 tensors, the last norm without a bias."""
+    return (_transformer(512, 64, 3) if quick else _transformer(32_000, 1024, 3))[:-1]
+
+
+def tiny(quick: bool = False) -> list[Shape]:
+    """36 matrices of 64x64 and 14 vectors: 0.15 M parameters in 50 tensors, where a step is little but messages."""
+    side = 6 if quick else 64
+    return [(side, side)] * 36 + [(side,)] * 14
+
+
 WORKLOADS: dict[str, Callable[[bool], list[Shape]]] = {
     "transformer": transformer,
     "convnet": convnet,
     "small": small,
+    "fifty": fifty,
+    "tiny": tiny,
 }
+
+
+def usual(framework: str) -> tuple[str, ...]:
+    """The workloads of a framework where none is named."""
+    return ("fifty", "tiny") if framework == SHARDED else ("transformer", "convnet", "small")
 
 
 def _convolution(outputs: int, inputs: int, size: int) -> list[Shape]:

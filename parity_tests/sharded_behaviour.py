@@ -45,9 +45,9 @@ def _error(optimizer: Adafactor, plain: Adafactor, shapes: tuple[Shape, ...]) ->
     return runs.error(_params(optimizer), theirs, runs.start(theirs[0].dtype, shapes))
 
 
-def missing_here(name: str) -> float:
+def missing_here(name: str, fused: bool) -> float:
     """The error of a run in which the last process has no gradient of some parameters, against zeros in its place."""
-    optimizer, plain = (_made(layout, SHAPES, beta1=0.9) for layout in (name, "plain"))
+    optimizer, plain = (_made(layout, SHAPES, beta1=0.9, fused=fused) for layout in (name, "plain"))
     without = dist.get_rank() == dist.get_world_size() - 1
     for t in range(1, 6):
         whole: list[Tensor | None] = list(runs.gradients(t, torch.float64, SHAPES))
@@ -64,9 +64,9 @@ def missing_here(name: str) -> float:
     return _error(optimizer, plain, SHAPES)
 
 
-def missing_everywhere() -> bool:
+def missing_everywhere(fused: bool) -> bool:
     """Whether a parameter without a gradient, beside others, stays what it was and gets no state."""
-    optimizer = _made("row", SOME, weight_decay=0.5, weight_decay_by="one", telemetry=True)
+    optimizer = _made("row", SOME, weight_decay=0.5, weight_decay_by="one", telemetry=True, fused=fused)
     idle = _params(optimizer)[1]
     before = runs.local(idle).clone()
     for t in (1, 2):
@@ -77,12 +77,12 @@ def missing_everywhere() -> bool:
     return torch.equal(runs.local(idle), before) and idle not in optimizer.state and steps == [2.0, 2.0]
 
 
-def skipped(name: str) -> tuple[float, list[int], list[float], float] | None:
+def skipped(name: str, fused: bool) -> tuple[float, list[int], list[float], float] | None:
     """(Error against one process, steps left out and taken of every parameter, learning rate) after five steps."""
     if not runs.is_in(name):
         return None
     both = [
-        _made(layout, SOME, lr=lr_of_t, nonfinite="skip", telemetry=True, relative_step=False)
+        _made(layout, SOME, lr=lr_of_t, nonfinite="skip", telemetry=True, relative_step=False, fused=fused)
         for layout in (name, "plain")
     ]
     for t in range(1, 6):
@@ -100,9 +100,9 @@ def skipped(name: str) -> tuple[float, list[int], list[float], float] | None:
     return _error(optimizer, plain, SOME), skips, steps, optimizer.param_groups[0]["lr"]
 
 
-def found_inf() -> bool:
+def found_inf(fused: bool) -> bool:
     """Whether a step is left out on all processes where a GradScaler says so on one, and the next is taken."""
-    optimizer = _made("rows", SOME, fused=True)
+    optimizer = _made("rows", SOME, fused=fused)
     before = [runs.local(p).clone() for p in _params(optimizer)]
     alike = []
     for bad in (True, False):
@@ -115,10 +115,11 @@ def found_inf() -> bool:
     return alike == [True, False]
 
 
-def rounded(name: str) -> tuple[int, float]:
+def rounded(name: str, fused: bool) -> tuple[int, float]:
     """(Elements that do not count as what they are in the whole; the share of them that is rounded differently)."""
     wrong = differing = total = 0
-    optimizer, plain = (_made(layout, SHAPES, torch.bfloat16, rounding="stochastic") for layout in (name, "plain"))
+    options: dict[str, Any] = {"rounding": "stochastic", "fused": fused}
+    optimizer, plain = (_made(layout, SHAPES, torch.bfloat16, **options) for layout in (name, "plain"))
     setting = Recipe(lr=0.1)
     for i, p in enumerate(_params(optimizer)):
         plan = factoring.plan(factoring.last_two, tuple(p.shape))
@@ -142,9 +143,9 @@ def rounded(name: str) -> tuple[int, float]:
     return wrong, differing / max(total, 1)
 
 
-def told(name: str) -> float:
+def told(name: str, fused: bool) -> float:
     """How far telemetry is from that of one process, relative to it."""
-    both = [_made(layout, SOME, telemetry=True) for layout in (name, "plain")]
+    both = [_made(layout, SOME, telemetry=True, fused=fused) for layout in (name, "plain")]
     for layout, optimizer in zip((name, "plain"), both, strict=True):
         runs.advance(layout, optimizer, 1, 3)
     worst = 0.0
@@ -168,23 +169,24 @@ def placed() -> None:
     assert not isinstance(matrix["step"], DTensor) and float(matrix["step"]) == 1.0
 
 
-def narrow_state() -> tuple[float, dict[str, int]]:
+def narrow_state(fused: bool) -> tuple[float, dict[str, int]]:
     """(How far RMS(u) is from that of one process with R and C in 16 bits; the collectives of the last step)."""
     both = [
-        _made(layout, SOME, torch.bfloat16, state_dtype="param", telemetry=True, clipping_threshold=None)
+        _made(layout, SOME, torch.bfloat16, state_dtype="param", telemetry=True, clipping_threshold=None, fused=fused)
         for layout in ("row", "plain")
     ]
-    with CommDebugMode() as mode:
-        runs.advance("row", both[0], 1, 1)
+    runs.advance("row", both[0], 1, 1)
     runs.advance("plain", both[1], 1, 1)
-    ours, theirs = (optimizer.telemetry()["p0"]["update_rms"] for optimizer in both)
+    ours, theirs = (float(optimizer.telemetry()["p0"]["update_rms"]) for optimizer in both)
+    with CommDebugMode() as mode:
+        runs.advance("row", both[0], 2, 2)
     counts = {str(kind): count for kind, count in mode.get_comm_counts().items() if count}
-    return float((ours / theirs - 1.0).abs()), counts
+    return abs(ours / theirs - 1.0), counts
 
 
-def one_by_one(name: str) -> float:
+def one_by_one(name: str, fused: bool) -> float:
     """The error of a run whose parameters are stepped one by one."""
-    optimizer, plain = (_made(layout, SOME, beta1=0.9) for layout in (name, "plain"))
+    optimizer, plain = (_made(layout, SOME, beta1=0.9, fused=fused) for layout in (name, "plain"))
     runs.advance("plain", plain, 1, 3)
     for t in range(1, 4):
         _give(name, optimizer, list(runs.gradients(t, torch.float64, SOME)))

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as write
 
@@ -23,19 +28,26 @@ PLACES = ("plain", "rows of two", "columns of two", "rows", "hybrid", "row", "co
 class Model(torch.nn.Module):
     """Parameters with names, as checkpoints know them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shapes: tuple[Shape, ...] = SHAPES) -> None:
         super().__init__()
-        for i, x in enumerate(runs.start(torch.float64, SHAPES)):
+        for i, x in enumerate(runs.start(torch.float64, shapes)):
             self.register_parameter(f"p{i}", torch.nn.Parameter(runs.laid(name, i, x)))
 
 
-def _both(name: str) -> tuple[Model, Adafactor]:
-    model = Model(name)
+def _both(name: str, shapes: tuple[Shape, ...] = SHAPES) -> tuple[Model, Adafactor]:
+    model = Model(name, shapes)
     return model, Adafactor(model.named_parameters(), **FIELDS)
 
 
 def _parts(model: Model, optimizer: Adafactor) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+def _without_placements(parts: dict[str, Any]) -> dict[str, Any]:
+    """The same parts with every tensor of the state as a plain one, of this process's share."""
+    states = parts["optimizer"]["state"]
+    plain = {name: {entry: runs.local(x) for entry, x in state.items()} for name, state in states.items()}
+    return {"model": parts["model"], "optimizer": {**parts["optimizer"], "state": plain}}
 
 
 def _group(name: str) -> Any:
@@ -75,6 +87,29 @@ def resume(folder: Path, saved: str, name: str, expected: list[Array], state: bo
     return runs.error(model.parameters(), map(torch.tensor, expected), runs.start(torch.float64, SHAPES))
 
 
+def plain_state(folder: Path, shapes: tuple[Shape, ...]) -> float | str:
+    """The error of a run gone on with in its own layout from shares that were saved as plain tensors, or torch's words.
+
+    What an Adafactor does that keeps its factors like that.
+    """
+    model, optimizer = _both("rows", shapes)
+    runs.advance("rows", optimizer, 1, HALF)
+    write(_without_placements(_parts(model, optimizer)), checkpoint_id=folder)
+    runs.advance("rows", optimizer, HALF + 1, runs.STEPS)
+    resumed, again = _both("rows", shapes)
+    parts = _parts(resumed, again)
+    try:
+        load(_without_placements(parts), checkpoint_id=folder)
+    except CheckpointException as error:
+        return str(error)
+    resumed.load_state_dict(parts["model"])
+    set_optimizer_state_dict(resumed, again, parts["optimizer"])
+    runs.advance("rows", again, HALF + 1, runs.STEPS)
+    uninterrupted: list[Any] = list(model.parameters())
+    theirs = [p.detach().full_tensor() for p in uninterrupted]
+    return runs.error(resumed.parameters(), theirs, runs.start(torch.float64, shapes))
+
+
 def from_whole_state(name: str, expected: list[Array]) -> float:
     """The error of half a run in a layout from the plain state dict of one process: nothing is moved by hand."""
     if not runs.is_in(name):
@@ -90,10 +125,17 @@ def from_whole_state(name: str, expected: list[Array]) -> float:
 
 
 def fresh(name: str, fields: dict[str, Any]) -> bool:
-    """Whether asking a new optimizer for its state dict leaves every weight what it was."""
+    """Whether asking a new optimizer for its state dict leaves it and every weight what they were."""
     if not runs.is_in(name):
         return True
     model = Model(name)
     before = [runs.local(p).clone() for p in model.parameters()]
-    get_optimizer_state_dict(model, Adafactor(model.named_parameters(), **fields))
+    for options in (StateDictOptions(), StateDictOptions(flatten_optimizer_state_dict=True)):  # the second: torchtitan
+        asked, loaded = (Adafactor(model.named_parameters(), **fields) for _ in range(2))
+        saved = get_optimizer_state_dict(model, asked, options=options)
+        set_optimizer_state_dict(model, loaded, saved, options=options)
+        for optimizer in (asked, loaded):
+            states = [x for state in optimizer.state.values() for x in state.values()]
+            if not states or any(bool(runs.local(x).any()) for x in states):
+                return False
     return all(torch.equal(runs.local(p), old) for p, old in zip(model.parameters(), before, strict=True))

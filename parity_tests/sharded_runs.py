@@ -98,13 +98,15 @@ def gradients(t: int, dtype: torch.dtype, shapes: Iterable[Shape], scale: float 
     return [torch.tensor(scale * gradient(t, i, shape)).to(dtype) for i, shape in enumerate(shapes)]
 
 
-def optimizer_of(name: str, dtype: torch.dtype, cases: Iterable[str], shapes: Iterable[Shape]) -> Adafactor:
+def optimizer_of(
+    name: str, dtype: torch.dtype, cases: Iterable[str], shapes: Iterable[Shape], fused: bool = False
+) -> Adafactor:
     """A group for every case of `FIELDS`, each with parameters of all shapes that lie as the layout says."""
     groups, begun = [], [laid(name, i, x) for i, x in enumerate(start(dtype, shapes))]
     for case in cases:
         params = [torch.nn.Parameter(x.clone()) for x in begun]
         groups.append({"params": [(f"p{i}", p) for i, p in enumerate(params)], **FIELDS[case]})
-    return Adafactor(groups)
+    return Adafactor(groups, fused=fused)
 
 
 def advance(name: str, optimizer: Adafactor, first: int, last: int, scale: float = 1.0) -> None:
@@ -146,7 +148,7 @@ def error(params: Iterable[Tensor], expected: Iterable[Tensor], begun: Iterable[
     for p, theirs, before in zip(params, expected, begun, strict=True):
         if local(p).numel():
             deviation = (local(p) - part_of(theirs, p)).abs().max() / (theirs - before).abs().max()
-            worst = max(worst, float(deviation))
+            worst = max(worst, float(deviation.nan_to_num(nan=torch.inf)))  # Python's max would pass over a NaN
     return worst
 
 
@@ -172,12 +174,17 @@ class Compared(NamedTuple):
 
 
 def compared(
-    name: str, dtype: torch.dtype, expected: dict[str, list[Array]], shapes: tuple[Shape, ...], scale: float = 1.0
+    name: str,
+    dtype: torch.dtype,
+    expected: dict[str, list[Array]],
+    shapes: tuple[Shape, ...],
+    scale: float = 1.0,
+    fused: bool = False,
 ) -> Compared | None:
     """Ten steps of every case, against those of one process; None where this one is not in the layout."""
     if not is_in(name):
         return None
-    optimizer = optimizer_of(name, dtype, expected, shapes)
+    optimizer = optimizer_of(name, dtype, expected, shapes, fused)
     advance(name, optimizer, 1, STEPS - 1, scale)
     with CommDebugMode() as mode:
         advance(name, optimizer, STEPS, STEPS, scale)

@@ -73,8 +73,12 @@ def test_figures_have_two_or_three_digits(value: float | None, text: str) -> Non
 
 @pytest.mark.parametrize(
     ("workload", "tensors", "parameters"),
-    # By hand, where it is short: 32000*1024 + 6*(4*1024^2 + 2*4*1024^2 + 13*1024) + 2*1024. ResNet-50 has 25,557,032.
-    [("transformer", 99, 108_347_392), ("convnet", 161, 25_557_032), ("small", 2000, 8_192_000)],
+    # By hand, where it is short: 32000*1024 + 6*(4*1024^2 + 2*4*1024^2 + 13*1024) + 2*1024; half the blocks and one
+    # vector less; 36*64^2 + 14*64. ResNet-50 has 25,557,032.
+    [
+        *(("transformer", 99, 108_347_392), ("convnet", 161, 25_557_032), ("small", 2000, 8_192_000)),
+        *(("fifty", 50, 70_557_696), ("tiny", 50, 148_352)),
+    ],
 )
 def test_workloads_have_the_size_that_they_claim(workload: str, tensors: int, parameters: int) -> None:
     shapes = WORKLOADS[workload](False)
@@ -178,7 +182,7 @@ def test_what_fails_is_reported_and_the_others_are_measured(quick: dict[str, Any
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["tensorflow"], "FRAMEWORK must be one of torch, jax, got 'tensorflow'"),
+        (["tensorflow"], "FRAMEWORK must be one of torch, jax, torch_sharded, got 'tensorflow'"),
         (["torch", "--workload", "transfomer"], "--workload must be one of transformer, .*Did you mean 'transformer'"),
         (["torch", "--optimizers", "ours"], "--optimizers must be one of sgd-foreach, "),
         (["torch", "--dtype", "float16"], "--dtype must be one of float32, bfloat16, got 'float16'"),

@@ -12,6 +12,8 @@ def test_a_step_is_compiled_for_some_tensors_and_not_for_thousands() -> None:
         "transformer": None,
         "convnet": None,
         "small": "takes torch minutes to compile for 2,000 tensors",
+        "fifty": None,
+        "tiny": None,
     }
     assert all(ENTRIES[name].why_not(False, 2000) is None for name in ENTRIES if name != "ours-compiled-step")
     assert ENTRIES["torch-adafactor"].why_not(True, 1) == "has no momentum"

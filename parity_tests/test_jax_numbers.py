@@ -101,8 +101,8 @@ def test_a_zero_gradient_moves_nothing(name: str) -> None:
 def test_a_zero_parameter_moves_by_eps2(name: str) -> None:
     recipe, tx, step = large_steps(name)
     moved, _ = run(tx, step, jax.tree.map(jnp.zeros_like, tree(0, shapes=WIDE)), [tree(1, shapes=WIDE)])
-    # rho = eps2 = 1, and u of one element is +-1, up to torch's floor of 1e-7 and float32, and clipped to a tenth; of the
-    # average, a tenth of that.
+    # rho = eps2 = 1, and u of one element is +-1, up to torch's floor of 1e-7 and float32, which is clipped to a tenth;
+    # of the average, a tenth of that.
     first = 0.01 if recipe.beta1 is not None and recipe.momentum_of == "step" else 0.1
     assert float(jnp.abs(moved["scale"])) == pytest.approx(first, rel=1e-6)
 

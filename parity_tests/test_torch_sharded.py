@@ -24,10 +24,10 @@ SOME = ("momentum of the step", "batch", "telemetry")
 def runs(
     ranks: Ranks, name: str, dtype: torch.dtype, shapes: tuple[Shape, ...] = SHAPES, **more: Any
 ) -> list[Compared]:
-    cases = tuple(more.pop("cases", FIELDS))
-    scale = more.pop("scale", 1.0)
+    cases = tuple(more.get("cases", FIELDS))
+    scale, fused = more.get("scale", 1.0), more.get("fused", False)
     expected = dict(zip(cases, single(dtype, cases, shapes, scale), strict=True))
-    answers = ranks(compared, name, dtype, expected, shapes, scale)
+    answers = ranks(compared, name, dtype, expected, shapes, scale, fused)
     return [answer for answer in answers if answer is not None]
 
 
@@ -39,29 +39,35 @@ def assert_alike(answers: list[Compared], budget: float) -> None:
         assert len(set(holders)) == len({which for which, _ in holders}), "replicas differ"
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_equals_one_process_with_two_sums_per_process_group(four: Ranks, name: str) -> None:
-    answers = runs(four, name, torch.float64, cases=FIELDS if name in EVERY_FIELD else SOME)
+def test_equals_one_process_with_two_sums_per_process_group(four: Ranks, name: str, fused: bool) -> None:
+    answers = runs(four, name, torch.float64, cases=FIELDS if name in EVERY_FIELD else SOME, fused=fused)
     assert_alike(answers, FLOAT64)
     assert len(answers) == (2 if name.endswith(" of two") else 4)
     for answer in answers:
         assert answer.counts == ({ALL_REDUCE: 2 * LAYOUTS[name]} if LAYOUTS[name] else {})
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["rows", "row"])
-def test_equals_one_process_in_float32(four: Ranks, name: str) -> None:
-    assert_alike(runs(four, name, torch.float32, cases=("paper", *SOME)), FLOAT32)
+def test_equals_one_process_in_float32(four: Ranks, name: str, fused: bool) -> None:
+    assert_alike(runs(four, name, torch.float32, cases=("paper", *SOME), fused=fused), FLOAT32)
 
 
 # At 1e-18 it is eps1 that g is divided by: only with a larger step do weights travel farther than their own rounding.
-@pytest.mark.parametrize(("scale", "case"), [(1e-18, "tiny"), (1e18, "paper"), (1e18, "unfactored")])
-def test_gradients_of_any_size(four: Ranks, scale: float, case: str) -> None:
-    assert_alike(runs(four, "row", torch.float32, scale=scale, cases=(case,)), FLOAT32)
+# The largest gradient of the ten steps is 43 times the scale, and 1e18 the largest that is promised.
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("scale", "case"), [(1e-18, "tiny"), (2.3e16, "paper"), (2.3e16, "unfactored")])
+def test_gradients_of_any_size(four: Ranks, scale: float, case: str, fused: bool) -> None:
+    assert_alike(runs(four, "row", torch.float32, scale=scale, cases=(case,), fused=fused), FLOAT32)
 
 
 @pytest.mark.parametrize("name", ["rows", "row"])
 def test_so_many_sums_whatever_the_number_of_parameters(four: Ranks, name: str) -> None:
-    few, many = (((16, 8), (12,), (8, 12), (5, 7, 3)) * count for count in (4, 16))
+    few = ((16, 8), (8, 12)) * 18 + ((12,),) * 14
+    many = ((16, 8), (8, 12)) * 70 + ((12,), (5,), (7,)) * 19
+    assert (len(few), len(many)) == (50, 197)
     counts = [runs(four, name, torch.float64, shapes, cases=("paper",))[0].counts for shapes in (few, many)]
     assert counts[0] == counts[1] == {ALL_REDUCE: 2 * LAYOUTS[name]}
 

@@ -11,6 +11,7 @@ from triton.compiler import ASTSource
 
 from adafactor_torch import _fused, _triton_tiles
 from adafactor_torch._phases import Amp
+from parity_tests.sharded_parts import SPLITS, Parts
 from parity_tests.triton_runs import few, set_step
 
 TARGETS = {"H100": GPUTarget("cuda", 90, 32), "MI300": GPUTarget("hip", "gfx942", 64)}
@@ -22,7 +23,9 @@ CASES: dict[str, tuple[str, torch.dtype, tuple[int, ...], dict[str, Any]]] = {
     "bfloat16 vector": ("average of steps", torch.bfloat16, (512,), {"rounding": "kahan"}),
 }
 NAMES = ("programs", "ints", "moving", "floats", "numbers", "work", "flags", "scale", "found")
+PARTS = {"bfloat16 matrix, rows split": "rows", "bfloat16 matrix, both split": "both"}
 PAIRS = [(case, "H100") for case in CASES] + [("bfloat16 matrix", "MI300")]
+PAIRS += [(case, "H100") for case in PARTS]
 TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
 
 
@@ -30,14 +33,15 @@ TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.int64: "*i64", to
 def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every kernel of one case, compiled for one target."""
     case, target = request.param
-    name, dtype, shape, asked = CASES[case]
+    name, dtype, shape, asked = CASES[case.partition(",")[0]]
     found: dict[str, Any] = {}
 
     def compile_it(kernel: Any, programs: Any, tables: tuple[Any, ...], options: _triton_tiles.Options) -> None:
         signature = {name: TYPES[x.dtype] for name, x in zip(NAMES, (programs, *tables), strict=True)}
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(NAMES))}
         source = ASTSource(kernel, {**signature, "o": "constexpr"}, {(len(NAMES),): options}, aligned)
-        found[kernel.fn.__name__] = triton.compile(source, target=TARGETS[target], options=_fused.LAUNCH)
+        if kernel.fn.__name__ not in found:  # the parts of other processes are compiled alike
+            found[kernel.fn.__name__] = triton.compile(source, target=TARGETS[target], options=_fused.LAUNCH)
 
     works = few(name, dtype, [shape], **asked)
     set_step(works, 1)
@@ -45,7 +49,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
         patch.setattr(_fused, "launch", compile_it)
-        _fused.step(works, Amp(scale, scale) if asked is ALL else Amp())
+        amp = Amp(scale, scale) if asked is ALL else Amp()
+        if case in PARTS:
+            Parts(works, SPLITS[PARTS[case]]).step(amp)
+        else:
+            _fused.step(works, amp)
     return found
 
 
@@ -56,7 +64,7 @@ def test_every_kernel_compiles_without_atomics(compiled: dict[str, Any]) -> None
         assert not re.search(r"\b(atom|red)\.|_atomic_", kernel.asm.get("ptx") or kernel.asm["amdgcn"])
 
 
-@pytest.mark.parametrize("compiled", [("bfloat16 matrix", "H100")], ids=str, indirect=True)
+@pytest.mark.parametrize("compiled", [PAIRS[0], PAIRS[-1]], ids=str, indirect=True)
 def test_large_tensors_are_read_and_written_16_bytes_at_a_time(compiled: dict[str, Any]) -> None:
     for name in ("statistics_kernel", "norm_kernel", "apply_kernel"):
         ptx = compiled[name].asm["ptx"]

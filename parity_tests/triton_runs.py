@@ -141,6 +141,10 @@ def run_against_oracle(works: Sequence[Work], steps: int = 3) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def patched_once() -> None:
+    patch_once()
+
+
+def patch_once() -> None:
     """The interpreter patches Triton's language at every call of every function, which is most of its time."""
     if DEVICE.type == "cpu":
         from triton.runtime import interpreter

@@ -1,5 +1,9 @@
-"""The C++ of a step on a CPU, built by the compiler of this machine when it is first asked for, and kept in a cache."""
+"""The C++ of a step on a CPU, built by the compiler of this machine when it is first asked for, and kept in a cache.
 
+Processes that ask at the same time, as those do that share parameters, wait for one of them to build it.
+"""
+
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,9 +13,10 @@ import platform
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-_SOURCES = ("step.cpp", "plain.h", "parameter.h", "task.h", "formats.h")
+_HEADERS = ("phases.h", "plain.h", "parameter.h", "task.h", "formats.h")
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
     # Products and sums stay apart, as in the plain path: a rounded average can tell. The others allow vectors.
@@ -20,19 +25,23 @@ _FLAGS = (
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library; None, after a warning, where it cannot be built. `CXX` names the compiler."""
+def library(unit: str = "step") -> ctypes.CDLL | None:
+    """The library of whole parameters, "step", or that of parts, "part"; None, after a warning, where there is none.
+
+    `CXX` names the compiler.
+    """
     compiler = os.environ.get("CXX", "c++")
     source = importlib.resources.files(__name__)
-    texts = {name: source.joinpath(name).read_text() for name in _SOURCES}
+    texts = {name: source.joinpath(name).read_text() for name in (f"{unit}.cpp", *_HEADERS)}
     try:
         # Another machine that shares the cache may have another processor: the compiler says what "native" is.
         asked = [compiler, "-march=native", "-E", "-v", "-x", "c++", os.devnull]
         target = subprocess.run(asked, capture_output=True, text=True, check=True).stderr + platform.platform()
         key = hashlib.sha256("\0".join([*texts.values(), *_FLAGS, compiler, target]).encode()).hexdigest()[:16]
-        path = _cache() / f"step-{key}.so"
-        if not path.exists():
-            _build(compiler, texts, path)
+        path = _cache() / f"{unit}-{key}.so"
+        with contextlib.nullcontext() if path.exists() else _one_at_a_time(path):
+            if not path.exists():
+                _build(compiler, texts, path)
         loaded = ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
@@ -43,7 +52,6 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     loaded.adafactor_task.restype = loaded.adafactor_room.restype = ctypes.c_int64
-    loaded.adafactor_step.restype = None
     return loaded
 
 
@@ -59,11 +67,27 @@ def _cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="adafactor-"))
 
 
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait while another process of this machine is in here for the same path; where files have no locks, do not."""
+    try:
+        import fcntl
+
+        lock = path.with_suffix(".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        yield
+        return
+    with lock:
+        yield
+
+
 def _build(compiler: str, texts: dict[str, str], path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text)
         made = path.with_name(f"{path.name}.{os.getpid()}")
-        command = [compiler, *_FLAGS, str(Path(folder) / _SOURCES[0]), "-o", str(made)]
+        (unit,) = Path(folder).glob("*.cpp")
+        command = [compiler, *_FLAGS, str(unit), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, check=True)
         made.replace(path)  # at once, so that two processes may build side by side

@@ -114,11 +114,10 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
         rows(l, r, std::min(at.r1, r + T_ROWS), columns.data());
         for (int64_t c = 0; c < C; ++c) total[c] += double(columns[c]);
       }
-      for (int64_t c = 0; c < C; ++c)
-        if (split)
-          sums[c] = total[c];
-        else
-          moment(k.v_col, k.v_col.at(at.b, l, 0, c), total[c] / double(R));
+      if (split)
+        std::copy(total.begin(), total.end(), sums);
+      else
+        col_means(at.b, l, 0, C, total.data());
     }
   }
 
@@ -132,7 +131,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
         for (int i = 0; i < n; ++i) columns[c + i] += x[i] * x[i];
         row += square_sum<T>(x, n);
         if (c + n == C) {
-          moment(k.v_row, k.v_row.at(b, l, r, 0), row / double(C));
+          row_mean(b, l, r, row);
           row = 0;
         }
       });
@@ -153,11 +152,40 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
           for (int i = 0; i < n; ++i) row[i] += x[i] * x[i];
           for (int i = 0; i < n; ++i) column[i] += x[i] * x[i];
         }
-        moments(k.v_row, k.v_row.at(at.b, l, r, 0), n, row, T(C));
+        if (k.row_means)
+          means_across(k.row_means, at.b * L + l, R, r, n, row, T(C), T(k.all_cols));
+        else
+          moments(k.v_row, k.v_row.at(at.b, l, r, 0), n, row, T(C));
       }
-      for (int64_t c = 0; c < C; ++c) moments(k.v_col, k.v_col.at(at.b, l, 0, c), n, columns.data() + c * CHUNK, T(R));
+      for (int64_t c = 0; c < C; ++c) {
+        const T* column = columns.data() + c * CHUNK;
+        if (k.col_means)
+          means_across(k.col_means, at.b * L + l, C, c, n, column, T(R), T(k.all_rows));
+        else
+          moments(k.v_col, k.v_col.at(at.b, l, 0, c), n, column, T(R));
+      }
     }
   }
+
+  // What is done with the sums of the squares of a row or of columns: they go into R or C, or wait for other processes'.
+  void row_mean(int64_t b, int64_t l, int64_t r, double sum) const {
+    if (k.row_means)
+      as_T(k.row_means)[(b * L + l) * R + r] = T((sum + double(added) * double(C)) / k.all_cols);
+    else
+      moment(k.v_row, k.v_row.at(b, l, r, 0), sum / double(C));
+  }
+  void col_means(int64_t b, int64_t l, int64_t first, int64_t last, const double* sums) const {
+    if (k.col_means)
+      for (int64_t c = first; c < last; ++c)
+        as_T(k.col_means)[(b * L + l) * C + c] = T((sums[c - first] + double(added) * double(R)) / k.all_rows);
+    else
+      for (int64_t c = first; c < last; ++c) moment(k.v_col, k.v_col.at(b, l, 0, c), sums[c - first] / double(R));
+  }
+  // The place `at` among `size` of n matrices, from sums of `count` of `all` squares.
+  void means_across(char* means, int64_t matrix, int64_t size, int64_t at, int n, const T* sums, T count, T all) const {
+    for (int i = 0; i < n; ++i) as_T(means)[(matrix + i) * size + at] = sums[i] / all + added * (count / all);
+  }
+  static T* as_T(char* data) { return reinterpret_cast<T*>(data); }
 
   // R or C of some matrices, from sums of `count` squares.
   void moments(const Array& a, int64_t at, int n, const T* sums, T count) const {
@@ -180,18 +208,22 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   }
 
   // R or C with a new mean of g^2 in it; what is stored is what is used.
-  void moment(const Array& a, int64_t at, double mean) const {
-    const T x = T(k.beta2) * element<T>(a, at) + T(k.complement2) * T(mean + double(added));
+  void moment(const Array& a, int64_t at, double mean) const { put_moment(a, at, T(mean + double(added))); }
+  void put_moment(const Array& a, int64_t at, T mean) const {
+    const T x = with_mean(a, at, mean);
     store(a, at, 1, 1, &x);
+  }
+  T with_mean(const Array& a, int64_t at, T mean) const {
+    return T(k.beta2) * element<T>(a, at) + T(k.complement2) * mean;
   }
 
   // sqrt(mean(R)) of a matrix.
   T norm(int64_t b, int64_t l) const {
     double sum = 0;
     for (int64_t r = 0; r < R; ++r) sum += double(element<T>(k.v_row, k.v_row.at(b, l, r, 0)));
-    const T mean = T(sum / double(R));
-    return std::sqrt(k.floors && mean < floor ? floor : mean);
+    return root_of_mean(T(sum / double(R)));
   }
+  T root_of_mean(T mean) const { return std::sqrt(k.floors && mean < floor ? floor : mean); }
 
   T row_root(int64_t b, int64_t l, int64_t r, T norm) const {
     return std::sqrt(element<T>(k.v_row, k.v_row.at(b, l, r, 0))) / norm;
@@ -212,6 +244,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       for (int i = 0; i < n; ++i) norm[i] += row[i] / T(R);
     }
     for (int i = 0; i < n; ++i) norm[i] = std::sqrt(k.floors && norm[i] < floor ? floor : norm[i]);
+    if (k.norms) std::copy_n(as_T(k.norms) + b * L + l, n, norm);
     for (int64_t r = 0; r < R; ++r)
       for (int i = 0; i < n; ++i) rows[r * CHUNK + i] = std::sqrt(rows[r * CHUNK + i]) / norm[i];
     for (int64_t c = 0; c < C; ++c) {
@@ -283,9 +316,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   }
 
   // alpha and the clip factor of a batch index.
-  Step scale(int64_t b, double p_squares, double u_squares) const {
-    const double count = std::max(double(L * R * C), 1.0);
-    const T p_rms = T(std::sqrt(p_squares / count)), u_rms = T(std::sqrt(u_squares / count));
+  Step scale(int64_t b, double p_mean, double u_mean) const {
+    const T p_rms = T(std::sqrt(p_mean)), u_rms = T(std::sqrt(u_mean));
     T of = k.decay_first ? p_rms * T(std::fabs(1.0 - k.weight_decay)) : p_rms, clip = u_rms / T(k.threshold);
     of = of < T(k.eps2) ? T(k.eps2) : of;
     of = of > T(k.largest) ? T(k.largest) : of;
@@ -330,7 +362,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   }
 
   void write(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* p) const {
-    const int64_t to = k.p.at(b, l, r, c), first = k.element.at(b, l, r, c), stride = k.element.stride[ALONG];
+    const int64_t to = k.p.at(b, l, r, c), stride = k.element.stride[ALONG];
+    const int64_t first = k.first + k.element.at(b, l, r, c);
     if (k.rounding == STOCHASTIC)
       for (int i = 0; i < n; ++i)
         p[i] = T(stochastic(float(p[i]), mix(index(first + i * stride) ^ uint32_t(k.key)), k.p.dtype));
@@ -350,8 +383,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     double sum[CHUNK] = {};
     for (int64_t j = 0; j < per_matrix; ++j)
       for (int64_t c = first; c < last; ++c) sum[c - first] += room[(matrix * per_matrix + j) * C + c];
-    for (int64_t c = first; c < last; ++c)
-      moment(k.v_col, k.v_col.at(matrix / L, matrix % L, 0, c), sum[c - first] / double(R));
+    col_means(matrix / L, matrix % L, first, last, sum);
   }
 
   // What the units of a batch index have summed, in their order.

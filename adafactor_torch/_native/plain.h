@@ -46,7 +46,7 @@ template <typename P, typename G> struct Plain : Parameter<float> {
           }
           for (int j = 0; j < LANES; ++j) row += double(lanes[j]);
         }
-        moment(k.v_row, k.v_row.at(at.b, l, r, 0), row / double(C));
+        row_mean(at.b, l, r, row);
       }
     });
   }

@@ -29,6 +29,16 @@ struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 byte
   int64_t known;
   int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
   float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
+
+  // Of the whole tensor, where a task is the part of one that this process holds: rows, columns and the elements of a
+  // batch index, and the index of the part's first element, to which `element` is relative.
+  double all_rows, all_cols, all;
+  int64_t first;
+  // A part's shares of means, as T, which are replaced by the sums over all processes; else null. `row_means` [B, L, R]
+  // and `col_means` [B, L, C] of g^2 + eps1, `means` [B, L] of new R, or with `square_means` of old R and of g^2 + eps1,
+  // `p_means` and `u_means` [B] of p^2 and u^2. `norms` [B, L] are this process's own: sqrt(mean(R)).
+  char *row_means, *col_means, *means, *square_means, *p_means, *u_means, *norms;
+  int64_t skip;         // a part that is to stay as it is
 };
 
 // The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond.

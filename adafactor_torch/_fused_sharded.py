@@ -1,0 +1,135 @@
+"""Sharded parameters by the Triton kernels: the parts that this process holds, and a place for all that is shared.
+
+What processes add up lies in the front of a workspace of all groups, in the order of the parameters: groups, which are
+compiled alike, may be others on another process, whose parts have other sizes. What the same processes add up at the
+same time is one piece of memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan, Shape
+
+from . import _triton_tiles as tiles
+from ._fused import Group, Room, alike, is_captured, remembered, signature_of, wide_of
+from ._fused_tables import Entry, Part, entry
+from ._phases import Amp
+from ._sharded import Lay
+from ._sharded_flags import Flags
+from ._sharded_held import Held
+from ._wires import Asked, Wires
+
+_PAUSES = 3
+Dims = tuple[Any, tuple[int, ...]]  # a mesh, and the dimensions of it along which there is something to add up
+
+
+def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+    """One step, in place; see `_sharded_step.py` for where it pauses."""
+    works, amp = [one.work for one in held], amp._replace(found_inf=None)  # that is one of the flags
+    capturing = is_captured(works)
+    checks = [flags.checks(one.place) for one in held]
+    signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.work)) for one in held)
+    known: _Known = remembered(held[0].of, works, signature, capturing, lambda: _made(held, checks, amp))
+    running = [group.step(works, amp, capturing) for group in known.groups]
+    for pause in range(_PAUSES):
+        for phases in running:
+            next(phases)
+        for group in known.groups if pause == 0 else ():
+            if group.options.skips:
+                flags.tell([held[i].place for i in group.members], group.flags != 0)
+        yield [(value, wires.of(*dims)) for value, dims in known.sums[pause]]
+        for group in known.groups if pause == 0 else ():
+            _leave_out(group, flags.good([held[i].place for i in group.members]))
+    for phases in running:
+        next(phases, None)
+    torch.autograd.graph.increment_version([work.p for work in works])
+
+
+def _leave_out(group: Group, good: Tensor | None) -> None:
+    """Have the kernels write only the parameters that are good."""
+    if good is None:
+        group.flags.zero_()
+    else:
+        group.flags.copy_(~good)
+
+
+class _Known(NamedTuple):
+    """What is remembered of a set of parameters."""
+
+    groups: list[Group]
+    sums: list[list[tuple[Tensor, Dims]]]  # at each pause
+    lays: list[Lay]  # alive, for they are known by identity
+
+
+class _Share(NamedTuple):
+    """What a process holds of a mean over some axes."""
+
+    column: int  # of `ints`, for its place
+    pause: int  # at which it is added up
+    size: int
+    over: Shape
+
+
+def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
+    parts = [Part(one.lay.plan, one.lay.piece, checked) for one, checked in zip(held, checks, strict=True)]
+    entries = [entry(one.work, amp, part) for one, part in zip(held, parts, strict=True)]
+    known = _Known([], [[] for _ in range(_PAUSES)], [one.lay for one in held])
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, (one, told) in enumerate(zip(held, entries, strict=True)):
+        kinds.setdefault((one.work.p.device, wide_of(told.options)), []).append(i)
+    for (device, wide), members in kinds.items():
+        chosen = [entries[i] for i in members]
+        places, regions = _places(chosen, [held[i].lay for i in members])
+        used = sum(count for *_, count in regions)
+        memory = torch.empty(used + sum(_size(one) for one in chosen), dtype=wide, device=device)
+        start = 0
+        for pause, dims, count in regions:
+            if dims[1]:
+                known.sums[pause].append((memory[start : start + count], dims))
+            start += count
+        for _, options, own in alike([held[i].work for i in members], chosen):
+            room = Room(memory, start, [places[i] for i in own])
+            known.groups.append(Group(options, device, [members[i] for i in own], [chosen[i] for i in own], room))
+            start += sum(_size(chosen[i]) for i in own)
+    return known
+
+
+def _size(one: Entry) -> int:
+    return sum(one.workspace)
+
+
+def _places(entries: Sequence[Entry], lays: Sequence[Lay]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
+    """Where each parameter has its shares; the regions of what is added up alike: pause, dimensions, elements."""
+    regions: dict[tuple[int, Any, tuple[int, ...]], list[tuple[int, _Share]]] = {}
+    for i, (one, lay) in enumerate(zip(entries, lays, strict=True)):
+        for share in _shares(one, lay.plan):
+            regions.setdefault((share.pause, lay.mesh, lay.dims_of(share.over)), []).append((i, share))
+    places: list[dict[int, int]] = [{} for _ in entries]
+    sizes, start = [], 0
+    for (pause, mesh, dims), of_region in regions.items():
+        for i, share in of_region:
+            places[i][share.column] = start
+            start += share.size
+        sizes.append((pause, (mesh, dims), sum(share.size for _, share in of_region)))
+    return places, sizes
+
+
+def _shares(one: Entry, plan: Plan) -> list[_Share]:
+    """All that processes add up of a parameter."""
+    (batch, lead, rows, cols), o = one.sizes, one.options
+    matrices, found = batch * lead, []
+    if o.factored:
+        found.append(_Share(tiles.ROW_MEANS.value, 0, matrices * rows, plan.cols))
+        found.append(_Share(tiles.COL_MEANS.value, 0, matrices * cols, plan.rows))
+    if o.shares != "here":
+        found.append(_Share(tiles.NORM_MEANS.value, 1 if o.shares == "stored" else 0, matrices, plan.rows))
+    if o.shares == "parts":
+        found.append(_Share(tiles.NORM_SQUARES.value, 0, matrices, (*plan.rows, *plan.cols)))
+    if o.weighs:
+        found.append(_Share(tiles.P_MEANS.value, 0, batch, plan.rms_axes))
+    if o.norms:
+        found.append(_Share(tiles.U_MEANS.value, 2, batch, plan.rms_axes))
+    return found

@@ -1,0 +1,73 @@
+// What whole parameters (step.cpp) and parts of them (part.cpp) have in common: phases, and who takes a task.
+
+#pragma once
+
+#include "plain.h"
+
+namespace {
+
+// Phase 1: R and C of a whole parameter, or the shares of their means.
+template <typename K> void statistics(const K& of, double* room) {
+  of.each(of.units, [&](int64_t i) { of.statistics(of.unit(i), room + (of.split ? i * of.C : 0)); });
+  if (of.split) of.each(of.B * of.L * ((of.C + CHUNK - 1) / CHUNK), [&](int64_t i) { of.columns_of(i, room); });
+}
+
+// Phase 3: p, and the sum of its squares, after a look at what was thought to be that.
+template <typename K> void apply(const K& of, const typename K::T* norms, const std::vector<typename K::Step>& steps) {
+  const Task& k = of.k;
+  std::vector<double> before(of.units), after(of.units);
+  of.each(of.units, [&](int64_t i) {
+    const typename K::Written sum = of.apply(of.unit(i), norms, steps[i / of.per_batch]);
+    before[i] = sum.before;
+    after[i] = sum.after;
+  });
+  for (int64_t b = 0; b < of.B; ++b) {
+    const double found = of.total(before, b), both_nan = found != found && k.squares[b] != k.squares[b];
+    if (k.known && found != k.squares[b] && !both_nan) *k.surprised = 1;
+    k.squares[b] = of.total(after, b);
+  }
+}
+
+// Kernels of convolutions, say: what is done for a matrix counts more than what is done for its few elements.
+bool is_small_matrices(const Task& k) { return k.factored && k.size[2] * k.size[3] <= 64 && k.size[1] >= 16; }
+
+// f(the `Parameter` or `Plain` of a task).
+template <typename F> void with_kind(const Task& k, int threads, F f) {
+  const bool plain = is_plain(k), wide_p = k.p.dtype == F32, wide_g = k.g.dtype == F32;
+  if (is_small_matrices(k)) {
+    if (k.p.dtype == F64) return f(Parameter<double, true>{k, threads});
+    return f(Parameter<float, true>{k, threads});
+  }
+  if (k.p.dtype == F64) return f(Parameter<double>{k, threads});
+  if (!plain) return f(Parameter<float>{k, threads});
+  if (wide_p && wide_g) return f(Plain<float, float>{{k, threads}});
+  if (wide_p) return f(Plain<float, bfloat16>{{k, threads}});
+  if (wide_g) return f(Plain<bfloat16, float>{{k, threads}});
+  return f(Plain<bfloat16, bfloat16>{{k, threads}});
+}
+
+bool small(const Task& k) { return k.size[0] * k.size[1] * k.size[2] * k.size[3] <= UNIT; }
+
+// f of every task: of small ones side by side, one thread each, of the others one after the other on all threads.
+template <typename F> void of_all(const Task* tasks, int64_t count, int64_t threads, F f) {
+#pragma omp parallel for schedule(dynamic, 8) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i)
+    if (small(tasks[i])) with_kind(tasks[i], 1, f);
+  for (int64_t i = 0; i < count; ++i)
+    if (!small(tasks[i])) with_kind(tasks[i], int(threads), f);
+}
+
+}  // namespace
+
+// Bytes of a task, which whoever writes a table must agree on.
+extern "C" int64_t adafactor_task() { return sizeof(Task); }
+
+// Bytes that a step needs to work in: the column sums of the largest split parameter.
+extern "C" int64_t adafactor_room(const Task* tasks, int64_t count) {
+  int64_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Parameter<float> p{tasks[i], 1};
+    if (p.split && tasks[i].factored) most = std::max(most, p.units * p.C * int64_t(sizeof(double)));
+  }
+  return most;
+}

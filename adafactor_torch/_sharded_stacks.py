@@ -1,0 +1,66 @@
+"""Sharded parameters in plain torch: the parts that this process holds, in blocks or as stacks, as `_eager.py` does."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from . import _eager as eager
+from ._blocks import Part, stepped
+from ._canonical import canonical
+from ._phases import Amp
+from ._sharded_flags import Flags
+from ._sharded_held import Held
+from ._wires import Asked, Wires
+
+
+def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+    """One step, in place; see `_sharded_step.py` for where it pauses."""
+    stacks = [_Stack(own, amp) for own in _alike(held)]
+    running = [(stack, stepped(stack.part)) for stack in stacks]
+    for phase in range(3):
+        sums = [(stack.lay, asked) for stack, phases in running for asked in next(phases)]
+        yield [(value, wires.of(lay.mesh, lay.dims_of(over))) for lay, (value, over) in sums]
+        for stack in stacks if phase == 0 else ():
+            stack.decide(flags)
+    for stack, phases in running:
+        next(phases, None)
+        stack.finish()
+
+
+class _Stack:
+    """Parameters that are stepped as one tensor, or one of them."""
+
+    def __init__(self, held: list[Held], amp: Amp) -> None:
+        self._places, self.lay = [one.place for one in held], held[0].lay
+        self._works = [one.work for one in held]
+        stack, plan, size = self._works[0], self.lay.plan, eager.BLOCK
+        if len(held) > 1:
+            stack, plan = eager.stacked(self._works, self.lay.plan)
+            size = max(stack.p.numel(), 1)
+        self._stack = stack
+        self.part = Part(stack, plan, amp, size, of_one=self.lay.plan, piece=self.lay.piece)
+
+    def decide(self, flags: Flags) -> None:
+        """From the flags of all processes, which parameters take the step."""
+        good = flags.good(self._places)
+        if good is not None:
+            self.part.good = good.repeat_interleave(canonical(self.lay.plan).sizes[0]).view(-1, 1, 1, 1)
+
+    def finish(self) -> None:
+        """Give every parameter what has been computed for the stack."""
+        if len(self._works) > 1:
+            eager.unstack(self._stack, self._works)
+
+
+def _alike(held: list[Held]) -> list[list[Held]]:
+    """Which works make a stack, the same ones on every process: nothing counts that is another thing on another."""
+    kinds: dict[tuple[Any, ...], list[Held]] = {}
+    for one in held:
+        work, lay = one.work, one.lay
+        now = work.now if work.t else id(work.now)
+        kind = (work.setting, lay, now, work.maximize, work.telemetry is None, work.p.device)
+        kinds.setdefault(kind if lay.most < eager.SMALL else (*kind, one.place), []).append(one)
+    chunks = []
+    for own in kinds.values():
+        at_once = max(1, eager.BLOCK // own[0].lay.most)
+        chunks += [own[first : first + at_once] for first in range(0, len(own), at_once)]
+    return chunks

@@ -1,0 +1,35 @@
+"""Sharded parameters by the Triton kernels, in Triton's interpreter: for processes that were started for it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adafactor_torch import _engine, _groups, _state_dict, _works
+from adafactor_torch._triton_parts import TritonParts
+
+from . import sharded_behaviour as behaviour
+from . import sharded_runs as runs
+from .triton_runs import patch_once
+
+_quick = functools.cache(patch_once)
+
+
+def by_kernels(steps: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns where the kernels step every sharded parameter, and runs take so many steps."""
+    _quick()
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(TritonParts, "takes", lambda *_: True)
+        patch.setattr(runs, "STEPS", steps)
+        patch.setattr(behaviour, "SHAPES", behaviour.SOME)
+        return function(*arguments)
+
+
+def counted_on_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns where steps are counted as a GPU's would be."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_engine, _groups, _state_dict, _works):
+            patch.setattr(module, "counts_on_device", lambda *_: True)
+        return function(*arguments)

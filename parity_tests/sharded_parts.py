@@ -1,0 +1,141 @@
+"""Parts of parameters as the processes of a mesh hold them, all stepped by the Triton kernels in this one process.
+
+What processes would add up between them is added up here, so that this runs on a GPU, too.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan
+from adafactor_torch import _fused_sharded
+from adafactor_torch._canonical import reduced_axes
+from adafactor_torch._phases import NO_AMP, Amp, Work
+from adafactor_torch._pieces import Piece
+from adafactor_torch._sharded_held import Held
+from parity_tests.torch_runs import Shape
+from parity_tests.triton_runs import DEVICE
+
+Splits = dict[int, int]  # dimension of the mesh, which has two places along each: axis that it splits
+SPLITS: dict[str, Splits] = {"rows": {0: -2}, "columns": {0: -1}, "both": {0: -2, 1: -1}, "rows twice": {0: -2, 1: -2}}
+
+
+def ranks_of(splits: Splits) -> list[Shape]:
+    return list(itertools.product((0, 1), repeat=len(splits)))
+
+
+class Lay:
+    """What `adafactor_torch._sharded.Lay` says of a part, from its place on the mesh."""
+
+    mesh = "the mesh"
+
+    def __init__(self, whole: Plan, splits: Splits, rank: Shape, contiguous: bool = True) -> None:
+        self.dims = {dim: axis % len(whole.shape) for dim, axis in splits.items() if len(whole.shape) >= -axis}
+        self.rank, self._whole = rank, whole
+        shape = tuple(self.cut(torch.empty(whole.shape, device="meta")).shape)
+        self.plan = Plan(shape, whole.rows, whole.cols, whole.batch, whole.view)
+        self.piece = Piece(whole, frozenset(self.dims.values()), self._index if contiguous else self._indices)
+
+    def dims_of(self, axes: Shape) -> tuple[int, ...]:
+        return tuple(dim for dim, axis in self.dims.items() if axis in axes)
+
+    def cut(self, x: Tensor, reduced: Shape = ()) -> Tensor:
+        """The part of a tensor; of uneven ones the last is the smallest, or has nothing."""
+        for dim, axis in self.dims.items():
+            if axis not in reduced:
+                size = -(-x.shape[axis] // 2)
+                first = min(self.rank[dim] * size, x.shape[axis])
+                x = x.narrow(axis, first, min(size, x.shape[axis] - first))
+        return x
+
+    def _index(self) -> Tensor:
+        return self.cut(torch.empty(self._whole.shape, device="meta"))
+
+    def _indices(self) -> Tensor:
+        count = int(np.prod(self._whole.shape))
+        return self.cut(torch.arange(count, dtype=torch.int32).view(self._whole.shape))
+
+
+class Wires:
+    def of(self, mesh: str, dims: Shape) -> Shape:
+        return dims
+
+
+class Flags:
+    """Says which parameters take the step: all of them, or those whose places are not in `out`."""
+
+    def __init__(self, *out: int, checks: bool = False) -> None:
+        self._out, self._checks = out, checks
+        self.bad: dict[int, bool] = {}
+
+    def checks(self, place: int) -> bool:
+        return self._checks
+
+    def tell(self, places: Sequence[int], bad: Tensor) -> None:
+        self.bad |= dict(zip(places, bad.tolist(), strict=True))
+
+    def good(self, places: Sequence[int]) -> Tensor | None:
+        if not self._out:
+            return None
+        return torch.tensor([place not in self._out for place in places], device=DEVICE)
+
+
+class Parts:
+    """Parameters as the processes of the mesh hold them."""
+
+    def __init__(self, works: Sequence[Work], splits: Splits, **how: Any) -> None:
+        self.works, self._ranks = works, ranks_of(splits)
+        lays = [[Lay(work.setting.plan, splits, rank, **how) for work in works] for rank in self._ranks]
+        self.of_rank = [[self._part(*one) for one in zip(works, own, range(len(works)), strict=True)] for own in lays]
+
+    def _part(self, work: Work, lay: Lay, place: int) -> Held:
+        plan = work.setting.plan
+        state = {name: lay.cut(x, reduced_axes(name, plan)).clone() if x.ndim else x for name, x in work.state.items()}
+        part = Work(lay.cut(work.p).clone(), lay.cut(work.grad).clone(), state, work.setting, work.now)
+        if work.telemetry is not None:
+            part.telemetry = torch.zeros((_indices_of(lay.plan), 4), device=DEVICE)
+        return Held(part, lay, place, part.p)  # type: ignore[arg-type]
+
+    def step(self, amp: Amp = NO_AMP, *out: int) -> list[list[int]]:
+        """One step with the numbers and the gradients of the whole; how many sums were asked for at each pause."""
+        for parts in self.of_rank:
+            for one in parts:
+                work, whole = one.work, self.works[one.place]
+                work.now, work.key, work.maximize = whole.now, whole.key, whole.maximize
+                work.grad.copy_(one.lay.cut(whole.grad))  # type: ignore[attr-defined]
+        running = [_fused_sharded.steps(parts, Flags(*out), Wires(), amp) for parts in self.of_rank]  # type: ignore[arg-type]
+        asked = []
+        for _ in range(3):
+            values: list[Any] = [next(steps) for steps in running]
+            asked.append([len(value) for value in values])
+            self._add(values)
+        assert not any(next(steps, None) for steps in running)
+        return asked
+
+    def each(self) -> Iterator[tuple[int, Any, str, Tensor, Shape]]:
+        """Place and lay of every part, and name, value and reduced axes of its tensors."""
+        for parts in self.of_rank:
+            for one in parts:
+                plan = one.work.setting.plan
+                for name, x in {"p": one.work.p, **one.work.state}.items():
+                    if name != "step":
+                        yield one.place, one.lay, name, x, reduced_axes(name, plan)
+
+    def _add(self, asked: list[list[tuple[Tensor, Shape]]]) -> None:
+        """Replace every value by its sum over the processes along its dimensions."""
+        for values in zip(*asked, strict=True):
+            for dim in range(len(self._ranks[0])):
+                for first, rank in enumerate(self._ranks):
+                    if dim in values[first][1] and not rank[dim]:
+                        second = self._ranks.index((*rank[:dim], 1, *rank[dim + 1 :]))
+                        total = values[first][0] + values[second][0]
+                        for i in (first, second):
+                            values[i][0].copy_(total)
+
+
+def _indices_of(plan: Plan) -> int:
+    return int(np.prod([plan.shape[axis] for axis in plan.batch]))
