@@ -15,9 +15,11 @@ from adafactor_spec.factoring import Plan
 from . import _kernels as kernels
 from . import _phases as phases
 from ._canonical import canonical, elements_of, from_view, in_memory, reduced_axes, view_of
-from ._factors import Factors, Roots, plan_of, write
+from ._factors import Factors, means_of, plan_of, write
 from ._phases import Amp, Setting, Work
 from ._pieces import Cut, Piece, Sum
+
+Roots = list[tuple[Tensor, ...]]
 
 OWN = (1, 2, 3)  # the axes of one batch index
 # Elements of a matrix that is too small to be an inner loop, and so many of them that one across them is worth it.
@@ -125,7 +127,7 @@ def stepped(part: Part) -> Iterator[list[Sum]]:
     ps, gs, states = cut(part.p), cut(part.g), part.states()
     per_batch = part.p.new_zeros((part.sizes[0], 1, 1, 1), dtype=setting.compute)
     p_squares, u_squares = per_batch.clone(), per_batch.clone()
-    factors = Factors(part, ps, gs, states) if part.plan.factored else None
+    factors = Factors(part, *means_of(part, ps, gs, states)) if part.plan.factored else None
     sums = [] if factors is None else factors.sums
     if recipe.multiply_by_parameter_scale or told is not None:
         for into, p, state in zip(cut(p_squares), ps, states, strict=True):
@@ -133,7 +135,7 @@ def stepped(part: Part) -> Iterator[list[Sum]]:
         sums.append(Sum(p_squares, part.one.rms_axes))
     yield sums
     yield [] if factors is None else factors.update()
-    roots: Roots = [()] * len(ps) if factors is None else factors.roots()
+    roots: Roots = [()] * len(ps) if factors is None else list(zip(*map(cut, factors.roots()), strict=True))
     if setting.clips or told is not None:
         for into, p, g, root, state in zip(cut(u_squares), ps, gs, roots, states, strict=True):
             into += _share(_direction(part, p, g, root, state)[0], part)

@@ -14,30 +14,25 @@ from ._pieces import Sum
 if TYPE_CHECKING:
     from ._blocks import Part
 
-Roots = list[tuple[Tensor, ...]]
-
 
 class Factors:
-    """R and C of a part in one step: phase 1, and the first half of phase 2.
+    """R and C of a part in one step: the first half of phase 2.
 
     mean(R) is the mean of old R and of g^2, in their proportion. So where other processes have other rows, and columns
     too, R need not be known before its mean is: their means travel with the sums of g^2. In a state of 16 bits the
     mean of what is kept is another, and has to be asked for by itself.
+
+    Args:
+        part: the part.
+        rows: means of g^2 over the columns that this process holds, like R.
+        cols: this process's shares of the means over all rows, like C.
     """
 
-    def __init__(self, part: "Part", ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    def __init__(self, part: "Part", rows: Tensor, cols: Tensor) -> None:
         self._part, one, piece = part, part.one, part.piece
-        setting, cut = part.setting, part.cut
+        self.rows, self.cols = rows, cols
         self._kept = part.state["v_row"], part.state["v_col"]
-        self.rows, self.cols = (
-            torch.zeros(moment.shape, dtype=setting.compute, device=moment.device) for moment in self._kept
-        )
-        (of_rows,), (of_cols,) = setting.plan.rows, setting.plan.cols
-        for p, g, state, row, col in zip(ps, gs, states, cut(self.rows), cut(self.cols), strict=True):
-            wide = part.gradient(p, g, state)
-            row_means, col_means = kernels.statistics(wide, setting.added, plan_of(wide, setting))
-            row.copy_(row_means)
-            col += col_means * (wide.shape[of_rows] / piece.count(one.rows))
+        (of_cols,) = part.setting.plan.cols
         self.sums: list[Sum] = []
         self._norm: Tensor | None = None
         if piece.is_split(one.cols):
@@ -70,12 +65,11 @@ class Factors:
             return [Sum(self._norm, one.rows)]
         return []
 
-    def roots(self) -> Roots:
-        """The roots of both factors, for each block."""
+    def roots(self) -> tuple[Tensor, ...]:
+        """The roots of both factors."""
         part, setting = self._part, self._part.setting
         v_row, v_col = (part.read(moment).to(setting.compute) for moment in self._kept)
-        row_root, col_root = kernels.root_factors((v_row, v_col), setting.floor, setting.plan, self._norm)
-        return list(zip(part.cut(row_root), part.cut(col_root), strict=True))
+        return kernels.root_factors((v_row, v_col), setting.floor, setting.plan, self._norm)
 
     def _updated(self, which: int) -> Tensor:
         now, mean = self._part.now, (self.rows, self.cols)[which]
@@ -87,6 +81,25 @@ class Factors:
         (of_rows,) = part.setting.plan.rows
         share = part.sizes[of_rows] / part.piece.count(part.one.rows)
         return kernels.mean(x.to(part.setting.compute), part.setting.plan.rows) * share
+
+
+def no_means(part: "Part") -> tuple[Tensor, Tensor]:
+    """Zeros like R and C, in the computing dtype."""
+    v_row, v_col = part.state["v_row"], part.state["v_col"]
+    rows, cols = (torch.zeros(x.shape, dtype=part.setting.compute, device=x.device) for x in (v_row, v_col))
+    return rows, cols
+
+
+def means_of(part: "Part", ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
+    """The means of g^2 that `Factors` takes, from blocks: phase 1."""
+    setting, cut, (rows, cols) = part.setting, part.cut, no_means(part)
+    (of_rows,) = setting.plan.rows
+    for p, g, state, row, col in zip(ps, gs, states, cut(rows), cut(cols), strict=True):
+        wide = part.gradient(p, g, state)
+        row_means, col_means = kernels.statistics(wide, setting.added, plan_of(wide, setting))
+        row.copy_(row_means)
+        col += col_means * (wide.shape[of_rows] / part.piece.count(part.one.rows))
+    return rows, cols
 
 
 def write(into: Tensor, value: Tensor, good: Tensor | None) -> None:

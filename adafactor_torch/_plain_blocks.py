@@ -1,6 +1,7 @@
 """The common case of `_blocks.py` in as few passes as eager torch has: matrices, at most with a momentum of u."""
 
 import math
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from . import _kernels as kernels
 from ._blocks import OWN, Part
+from ._factors import Factors, no_means
+from ._pieces import Sum
 
 # g / sqrt(C) is at most sqrt(rows / (1 - beta2)), some 1e5: lifted by this, the squares of 1e-30 of it are there, too.
 LIFT = 2.0**36
@@ -19,7 +22,8 @@ def is_plain(part: Part) -> bool:
     setting, recipe = part.setting, part.setting.recipe
     kinds = part.p.dtype == part.g.dtype == setting.compute and part.plan.factored and part.amp.grad_scale is None
     options = setting.floor is not None or recipe.amsgrad or recipe.decays or not _has_plain_momentum(part)
-    return kinds and not options and not part.across and part.work.telemetry is None and setting.eps1 >= EPS1
+    shown = part.work.telemetry is not None or not part.p.numel()
+    return kinds and not options and not part.across and not shown and setting.eps1 >= EPS1
 
 
 def _has_plain_momentum(part: Part) -> bool:
@@ -31,24 +35,42 @@ def _has_plain_momentum(part: Part) -> bool:
 
 
 def advance_plain(part: Part) -> None:
-    """One step, in place."""
+    """One step of whole tensors, in place."""
+    for _ in stepped_plain(part):
+        pass  # what it asks for is there already
+
+
+def stepped_plain(part: Part) -> Iterator[list[Sum]]:
+    """One step, in place, of parameters that all take it: with the pauses of `_blocks.stepped`, and the same sums."""
     setting, recipe, cut = part.setting, part.setting.recipe, part.cut
     ps, gs = cut(part.p), cut(part.g)
     rooms = _rooms(gs)
-    row_scale, col_scale = _update_factors(part, gs, rooms)
-    cols = cut(col_scale)
-    count = math.prod(part.sizes[1:])
-    size = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
-    norms = torch.empty_like(row_scale)  # of rows, in one pass: torch is slow to add all of a block to one number
+    factors, sums = Factors(part, *_means_of(part, gs, rooms)), list[Sum]()
+    norms = torch.empty_like(factors.rows)  # of rows, in one pass: torch is slow to add all of a block to one number
+
+    def squares_of_p() -> Tensor:
+        for p, norm in zip(ps, cut(norms), strict=True):
+            torch.linalg.vector_norm(p, dim=3, keepdim=True, out=norm)
+        return _share(norms, part)
+
+    scales, alone = recipe.multiply_by_parameter_scale, not part.piece.is_split(part.one.rms_axes)
+    if scales and not alone:
+        sums.append(Sum(p_squares := squares_of_p(), part.one.rms_axes))
+    yield [*factors.sums, *sums]
+    yield factors.update()
+    row_root, col_root = factors.roots()
+    row_scale, col_scale = row_root.reciprocal_().mul_(1 / LIFT), col_root.reciprocal_().mul_(LIFT)
+    cols, sums = cut(col_scale), []
     if setting.clips:
         for g, x, col, norm in zip(gs, rooms, cols, cut(norms), strict=True):
             torch.linalg.vector_norm(torch.mul(g, col, out=x), dim=3, keepdim=True, out=norm)
-        u_rms = torch.linalg.vector_norm(norms.mul_(row_scale), dim=OWN, keepdim=True) / math.sqrt(count)
-        row_scale /= (u_rms / recipe.clipping_threshold).clamp_(min=1.0)
-    if recipe.multiply_by_parameter_scale:
-        for p, norm in zip(ps, cut(norms), strict=True):
-            torch.linalg.vector_norm(p, dim=3, keepdim=True, out=norm)
-        p_rms = torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(count)
+        sums.append(Sum(u_squares := _share(norms.mul_(row_scale), part), part.one.rms_axes))
+    yield sums
+    if setting.clips:
+        row_scale = kernels.clip(row_scale, torch.sqrt(u_squares), recipe.clipping_threshold or math.inf)
+    size = part.p.new_ones((part.sizes[0], 1, 1, 1)) * part.now.rho
+    if scales:  # alone it reads p right before p is written
+        p_rms = torch.sqrt(squares_of_p() if alone else p_squares)
         size *= kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     sign, beta1 = -1.0 if part.work.maximize else 1.0, part.now.beta1
     ms = cut(part.state["m"]) if beta1 is not None else [None] * len(ps)
@@ -64,6 +86,11 @@ def advance_plain(part: Part) -> None:
     part.write_copies()
 
 
+def _share(norms: Tensor, part: Part) -> Tensor:
+    """What the norms of rows add to the mean of squares of their batch indices."""
+    return (torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(part.piece.per_batch)).square_()
+
+
 def _rooms(blocks: list[Tensor]) -> list[Tensor]:
     """The same memory in the shape of each block; the first one is the largest."""
     room = torch.empty_like(blocks[0], memory_format=torch.contiguous_format)
@@ -74,12 +101,9 @@ def _like(block: Tensor, room: Tensor) -> Tensor:
     return room if block.shape == room.shape else room.view(-1)[: block.numel()].view(block.shape)
 
 
-def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """R and C with the means of g^2 in them; sqrt(mean(R) / R) and 1 / sqrt(C), the scales of rows and columns,
-    these lifted and those lowered."""
-    setting, now, cut = part.setting, part.now, part.cut
-    moments = part.state["v_row"], part.state["v_col"]
-    rows, cols = (torch.zeros_like(moment, dtype=setting.compute) for moment in moments)
+def _means_of(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The means of g^2 that `Factors` takes."""
+    setting, cut, (rows, cols) = part.setting, part.cut, no_means(part)
     # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums.
     scale = 2.0 ** -(max(part.sizes[2:]) - 1).bit_length()
     nothing = part.p.new_zeros((1, 1, 1, part.sizes[3]))  # without axes it would keep torch from using vectors
@@ -96,9 +120,7 @@ def _update_factors(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[
             torch.sum(x, 3, keepdim=True, out=row)
             total[:, :, : x.shape[2]].add_(x)
         torch.sum(total, 2, keepdim=True, out=col)
-    for kept, sums, count in zip(moments, (rows, cols), (part.sizes[3], part.sizes[2]), strict=True):
-        means = sums.mul_(1.0 / (scale * count)).add_(setting.added)
-        kept.copy_(kernels.ema(kept.to(setting.compute), means, now.beta2, now.beta2_complement))
-    v_row, v_col = (moment.to(setting.compute) for moment in moments)
-    row_root, col_root = kernels.root_factors((v_row, v_col), None, setting.plan)
-    return row_root.reciprocal_().mul_(1 / LIFT), col_root.reciprocal_().mul_(LIFT)
+    all_rows = part.piece.count(part.one.rows)
+    rows.mul_(1.0 / (scale * part.sizes[3])).add_(setting.added)
+    cols.mul_(1.0 / (scale * all_rows)).add_(setting.added * (part.sizes[2] / all_rows))
+    return rows, cols

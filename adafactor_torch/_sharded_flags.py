@@ -67,10 +67,14 @@ class Flags:
 
     def good(self, places: Sequence[int]) -> Tensor | None:
         """Which of some works take the step, on their device; None where nobody here doubts it."""
-        if not any(self._doubts(i) for i in places):
+        if not self.doubts(places):
             return None
         flags = self._summed(places)
         return (flags[:, PRESENT] > 0) & (flags[:, BAD] == 0)
+
+    def doubts(self, places: Sequence[int]) -> bool:
+        """Whether some of the works may have to be left out, as far as is known here."""
+        return any(self._doubts(i) for i in places)
 
     def settle(self) -> None:
         """Say which steps have been left out, and take back their count."""
@@ -97,7 +101,6 @@ class Flags:
                     work.t = 0
 
     def _doubts(self, place: int) -> bool:
-        """Whether a work may have to be left out, as far as is known here."""
         work, grad = self._works[place], self._grads[place]
         return work.skipped is not None or self._amp.found_inf is not None or grad is None
 

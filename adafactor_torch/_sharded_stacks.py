@@ -7,6 +7,8 @@ from . import _eager as eager
 from ._blocks import Part, stepped
 from ._canonical import canonical
 from ._phases import Amp
+from ._pieces import Sum
+from ._plain_blocks import is_plain, stepped_plain
 from ._sharded_flags import Flags
 from ._sharded_held import Held
 from ._wires import Asked, Wires
@@ -15,7 +17,7 @@ from ._wires import Asked, Wires
 def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
     """One step, in place; see `_sharded_step.py` for where it pauses."""
     stacks = [_Stack(own, amp) for own in _alike(held)]
-    running = [(stack, stepped(stack.part)) for stack in stacks]
+    running = [(stack, stack.phases(flags)) for stack in stacks]
     for phase in range(3):
         sums = [(stack.lay, asked) for stack, phases in running for asked in next(phases)]
         yield [(value, wires.of(lay.mesh, lay.dims_of(over))) for lay, (value, over) in sums]
@@ -38,6 +40,11 @@ class _Stack:
             size = max(stack.p.numel(), 1)
         self._stack = stack
         self.part = Part(stack, plan, amp, size, of_one=self.lay.plan, piece=self.lay.piece)
+
+    def phases(self, flags: Flags) -> Iterator[list[Sum]]:
+        """The way to step it, which need not be that of other processes: all ask for the same sums."""
+        plain = is_plain(self.part) and not flags.doubts(self._places)
+        return stepped_plain(self.part) if plain else stepped(self.part)
 
     def decide(self, flags: Flags) -> None:
         """From the flags of all processes, which parameters take the step."""
