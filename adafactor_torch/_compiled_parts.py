@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adafactor_spec.factoring import Shape
+
 from . import _native
 from ._canonical import canonical
 from ._compiled import Compiled
@@ -28,7 +30,6 @@ class CompiledParts:
 
     def __init__(self) -> None:
         self.compiled = Compiled()
-        self._agreed: dict[int, bool] = {}  # of a mesh, whether all its processes have the library
         self._table: _Table | None = None
 
     def takes(self, one: Held, wires: Wires) -> bool:
@@ -42,9 +43,7 @@ class CompiledParts:
             return False
         if _splits_both(one) and work.state["v_row"].dtype != work.setting.compute:
             return False
-        if id(lay.mesh) not in self._agreed:
-            self._agreed[id(lay.mesh)] = wires.all_agree(lay.mesh, _native.library("part") is not None)
-        return self._agreed[id(lay.mesh)]
+        return wires.all_have("library", lay.mesh, lambda: _native.library("part") is not None)
 
     def steps(self, held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
         """One step, in place; see `_sharded_step.py` for where it pauses."""
@@ -84,21 +83,22 @@ class _Table(Table):
             piece, whole = one.lay.piece, one.lay.whole
             self._of["all_rows"][row], self._of["all_cols"][row] = piece.count(whole.rows), piece.count(whole.cols)
             self._of["all"][row] = piece.per_batch
-            for field, count, over in _shares(one):
+            for field, count, over, gone in _shares(one):
                 phase = _MIDDLE if field == "u_means" else _BEGIN
                 groups = tuple(wires.of(one.lay.mesh, one.lay.dims_of(over)))
-                kinds.setdefault((one.work.setting.compute, phase, groups), []).append((row, field, count))
+                kind = one.work.setting.compute, phase, groups, one.lay.is_even((*over, *gone))
+                kinds.setdefault(kind, []).append((row, field, count))
         self._buffers = [self._laid(shares, *kind) for kind, shares in kinds.items()]
 
     def _laid(
-        self, shares: list[tuple[int, str, int]], dtype: torch.dtype, phase: int, groups: tuple[Any, ...]
+        self, shares: list[tuple[int, str, int]], dtype: torch.dtype, phase: int, groups: tuple[Any, ...], even: bool
     ) -> Tensor:
         buffer = torch.zeros(sum(count for _, _, count in shares), dtype=dtype)
         place = buffer.data_ptr()
         for row, field, count in shares:
             self._of[field][row] = place
             place += count * buffer.itemsize
-        self.asked[phase].append((buffer, list(groups)))
+        self.asked[phase].append(Asked(buffer, list(groups), even))
         return buffer
 
     def begin(self, works: list[Any], amp: Amp, carries: bool) -> None:
@@ -118,25 +118,26 @@ class _Table(Table):
         self._of["skip"] = 0 if good is None else (~good).numpy()
 
 
-def _shares(one: Held) -> list[tuple[str, int, tuple[int, ...]]]:
-    """What a part writes into buffers: field of the table, elements, axes of the parameter that are summed over."""
+def _shares(one: Held) -> list[tuple[str, int, Shape, Shape]]:
+    """What a part writes into buffers: field of the table, elements, axes of the parameter that are summed over, and
+    further ones that it has no longer."""
     setting, whole = one.work.setting, one.lay.whole
     batch, lead, rows, cols = canonical(one.lay.plan).sizes
-    told, shares = one.work.telemetry is not None, []
+    told, shares = one.work.telemetry is not None, list[tuple[str, int, Shape, Shape]]()
     if whole.factored:
         shares += [
-            ("row_means", batch * lead * rows, whole.cols),
-            ("col_means", batch * lead * cols, whole.rows),
-            ("norms", batch * lead, ()),
+            ("row_means", batch * lead * rows, whole.cols, ()),
+            ("col_means", batch * lead * cols, whole.rows, ()),
+            ("norms", batch * lead, (), ()),
         ]
         if one.lay.piece.is_split(whole.rows):
-            shares.append(("means", batch * lead, whole.rows))
+            shares.append(("means", batch * lead, whole.rows, whole.cols))
         if _splits_both(one):
-            shares.append(("square_means", batch * lead, (*whole.rows, *whole.cols)))
+            shares.append(("square_means", batch * lead, (*whole.rows, *whole.cols), ()))
     if setting.recipe.multiply_by_parameter_scale or told:
-        shares.append(("p_means", batch, whole.rms_axes))
+        shares.append(("p_means", batch, whole.rms_axes, ()))
     if setting.clips or told:
-        shares.append(("u_means", batch, whole.rms_axes))
+        shares.append(("u_means", batch, whole.rms_axes, ()))
     return shares
 
 

@@ -18,7 +18,7 @@ from ._works import Given, Settings, count, finished, given_of, kept, ready, wor
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
-    from ._sharded_step import Sharded
+    from ._sharded_step import Arrived, Sharded
 
 # Number of a group, position of its first parameter or None where only some are stepped, works of its parameters.
 _Found = tuple[int, int | None, list[Work]]
@@ -46,10 +46,13 @@ class Engine:
             return
         try:
             found = self._all(optimizer) if only is None else self._some(optimizer, only)
+            arrived = self._arrive([work for *_, works in found for work in works if is_dtensor(work.p)])
             # Every check that can refuse the step is behind us.
             amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
             done = [self._step_group(optimizer, number, first, works, amp) for number, first, works in found]
-            self._step_sharded(optimizer, [work for works in done for work in works if is_dtensor(work.p)], amp)
+            if arrived is not None:
+                sharded = [work for works in done for work in works if is_dtensor(work.p)]
+                self._step_sharded(optimizer, sharded, arrived, amp)
             for (number, *_), works in zip(found, done, strict=True):
                 self._write_lr(optimizer, number, optimizer.param_groups[number], works)
         finally:
@@ -137,15 +140,20 @@ class Engine:
             self._paths.step(group, alone, amp._replace(found_inf=found_inf), steady)
         return works
 
-    def _step_sharded(self, optimizer: "Adafactor", works: list[Work], amp: Amp) -> None:
-        """The sharded works of all groups together."""
+    def _arrive(self, works: list[Work]) -> "Arrived | None":
+        """The gradients of the sharded works of all groups; None where there is none of these."""
         if not works:
-            return
+            return None
         if self._sharded is None:
             from ._sharded_step import Sharded  # not before, as it imports torch.distributed
 
             self._sharded = Sharded()
-        self._sharded.step(works, amp)
+        return self._sharded.arrive(works)
+
+    def _step_sharded(self, optimizer: "Adafactor", works: list[Work], arrived: "Arrived", amp: Amp) -> None:
+        """The sharded works of all groups together."""
+        assert self._sharded is not None
+        self._sharded.step(works, arrived, amp)
         for work in works:
             if work.state["step"].is_cpu and not finished(work.state):  # there was no gradient anywhere, or a bad one
                 del optimizer.state[work.p]

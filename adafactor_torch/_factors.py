@@ -48,10 +48,10 @@ class Factors:
         row = self._kept[0]
         if not part.piece.is_split(one.cols):
             self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
-            self.sums.append(Sum(self._norm, one.rows))
+            self.sums.append(Sum(self._norm, one.rows, one.cols))
         elif row.dtype == part.setting.compute:
             self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
-            self.sums += [Sum(old, one.rows), Sum(squares, (*one.rows, *one.cols))]
+            self.sums += [Sum(old, one.rows, one.cols), Sum(squares, (*one.rows, *one.cols))]
 
     def update(self) -> list[Sum]:
         """Put the means into R and C; what is still to be summed up."""
@@ -62,7 +62,7 @@ class Factors:
             self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
         elif self._norm is None and part.piece.is_split(one.rows):
             self._norm = self._mean_of_rows(self._kept[0])
-            return [Sum(self._norm, one.rows)]
+            return [Sum(self._norm, one.rows, one.cols)]
         return []
 
     def roots(self) -> tuple[Tensor, ...]:

@@ -23,7 +23,8 @@ from ._sharded_held import Held
 from ._wires import Asked, Wires
 
 _PAUSES = 3
-Dims = tuple[Any, tuple[int, ...]]  # a mesh, and the dimensions of it along which there is something to add up
+# A mesh, the dimensions of it along which there is something to add up, and whether that is even.
+Dims = tuple[Any, tuple[int, ...], bool]
 
 
 def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
@@ -40,7 +41,7 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
         for group in known.groups if pause == 0 else ():
             if group.options.skips:
                 flags.tell([held[i].place for i in group.members], group.flags != 0)
-        yield [(value, wires.of(*dims)) for value, dims in known.sums[pause]]
+        yield [Asked(value, wires.of(mesh, dims), even) for value, (mesh, dims, even) in known.sums[pause]]
         for group in known.groups if pause == 0 else ():
             _leave_out(group, flags.good([held[i].place for i in group.members]))
     for phases in running:
@@ -71,6 +72,7 @@ class _Share(NamedTuple):
     pause: int  # at which it is added up
     size: int
     over: Shape
+    gone: Shape = ()  # further axes that it has no longer
 
 
 def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
@@ -103,17 +105,18 @@ def _size(one: Entry) -> int:
 
 def _places(entries: Sequence[Entry], lays: Sequence[Lay]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
     """Where each parameter has its shares; the regions of what is added up alike: pause, dimensions, elements."""
-    regions: dict[tuple[int, Any, tuple[int, ...]], list[tuple[int, _Share]]] = {}
+    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, _Share]]] = {}
     for i, (one, lay) in enumerate(zip(entries, lays, strict=True)):
         for share in _shares(one, lay.plan):
-            regions.setdefault((share.pause, lay.mesh, lay.dims_of(share.over)), []).append((i, share))
+            kind = share.pause, lay.mesh, lay.dims_of(share.over), lay.is_even((*share.over, *share.gone))
+            regions.setdefault(kind, []).append((i, share))
     places: list[dict[int, int]] = [{} for _ in entries]
     sizes, start = [], 0
-    for (pause, mesh, dims), of_region in regions.items():
+    for (pause, mesh, dims, even), of_region in regions.items():
         for i, share in of_region:
             places[i][share.column] = start
             start += share.size
-        sizes.append((pause, (mesh, dims), sum(share.size for _, share in of_region)))
+        sizes.append((pause, (mesh, dims, even), sum(share.size for _, share in of_region)))
     return places, sizes
 
 
@@ -125,7 +128,7 @@ def _shares(one: Entry, plan: Plan) -> list[_Share]:
         found.append(_Share(tiles.ROW_MEANS.value, 0, matrices * rows, plan.cols))
         found.append(_Share(tiles.COL_MEANS.value, 0, matrices * cols, plan.rows))
     if o.shares != "here":
-        found.append(_Share(tiles.NORM_MEANS.value, 1 if o.shares == "stored" else 0, matrices, plan.rows))
+        found.append(_Share(tiles.NORM_MEANS.value, 1 if o.shares == "stored" else 0, matrices, plan.rows, plan.cols))
     if o.shares == "parts":
         found.append(_Share(tiles.NORM_SQUARES.value, 0, matrices, (*plan.rows, *plan.cols)))
     if o.weighs:

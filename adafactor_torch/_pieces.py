@@ -13,7 +13,8 @@ class Sum(NamedTuple):
     """A process's share of a mean over axes of a parameter, to be replaced in place by the sum of all shares."""
 
     value: Tensor
-    over: Shape
+    over: Shape  # what other processes hold other parts of
+    gone: Shape = ()  # further axes that the value has no longer
 
 
 class Cut:

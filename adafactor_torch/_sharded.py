@@ -32,7 +32,7 @@ def local_of(x: Tensor) -> Tensor:
 
 def takes_part(p: Tensor) -> bool:
     """Whether a parameter is in every step: that it has no gradient here does not say that it has none elsewhere."""
-    return is_dtensor(p) and (p.requires_grad or p.grad is not None) and p.device_mesh.get_coordinate() is not None
+    return is_dtensor(p) and p.requires_grad
 
 
 def check_current(who: str, p: Tensor) -> None:
@@ -44,6 +44,11 @@ def check_current(who: str, p: Tensor) -> None:
     if p.grad is None and not is_dtensor(p) and hasattr(p, "_fsdp_orig_uid"):  # the mark is there from torch 2.13 on
         remedy = "Build the optimizer after fully_shard, which replaces parameters."
         raise refusal(who, "a parameter of the sharded model", "one from before fully_shard", remedy)
+
+
+def is_elsewhere(p: Tensor) -> bool:
+    """Whether this process holds nothing of a parameter, as it is not of its mesh."""
+    return is_dtensor(p) and p.device_mesh.get_coordinate() is None
 
 
 def check_parts(who: str, p: Tensor, plan: Plan) -> None:
@@ -134,6 +139,19 @@ class Lay:
     def dims_of(self, axes: Shape) -> tuple[int, ...]:
         """The dimensions of the mesh along which processes hold different parts of some axes."""
         return tuple(dim for dim, axis in self.dims.items() if axis in axes)
+
+    @functools.cached_property
+    def several(self) -> tuple[int, ...]:
+        """The dimensions of the mesh with more than one process."""
+        return tuple(dim for dim in range(self.mesh.ndim) if self.mesh.size(dim) > 1)
+
+    def is_even(self, gone: Shape) -> bool:
+        """Whether what is left of a part without some axes has the same size on all processes."""
+        sizes = self.whole.shape
+        return all(axis in gone or sizes[axis] % self._pieces_of(axis) == 0 for axis in self.dims.values())
+
+    def _pieces_of(self, axis: int) -> int:
+        return math.prod(self.mesh.size(dim) for dim, split in self.dims.items() if split == axis)
 
     @functools.cached_property
     def most(self) -> int:

@@ -40,7 +40,9 @@ class Flags:
         found: dict[int, tuple[Tensor, int]] = {}
         for own in kinds.values():
             lay, flags = lays[own[0]], torch.zeros((len(own), 2), device=works[own[0]].p.device)
-            self._kinds.append((own, flags, wires.of(lay.mesh, lay.dims)))
+            # Nobody says of found_inf whether processes with the same part of a parameter have it alike.
+            dims = lay.dims if amp.found_inf is None else lay.several
+            self._kinds.append((own, flags, wires.of(lay.mesh, dims)))
             found |= {i: (flags, row) for row, i in enumerate(own)}
         self._of = [found[i] for i in range(len(works))]  # flags of parameters of one kind, and which of them
 
@@ -63,7 +65,7 @@ class Flags:
                 flags[:, BAD] = self._whose_is_bad(own, flags.device)
             if self._amp.found_inf is not None:
                 flags[:, BAD] += (self._amp.found_inf != 0).to(flags)
-        return [(flags, wires) for _, flags, wires in self._kinds]
+        return [Asked(flags, wires) for _, flags, wires in self._kinds]
 
     def good(self, places: Sequence[int]) -> Tensor | None:
         """Which of some works take the step, on their device; None where nobody here doubts it."""

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adafactor_spec.errors import refusal
+
 from ._phases import Work
 from ._sharded import Lay, local_of
-from ._wires import Wires
+from ._wires import Asked, Wires
 
 _OWN, _REPLICATED, _SUM, _AVERAGE, _SHARDED = range(5)  # kinds of placements; from _SHARDED on, of axis 0, 1, ...
 
@@ -49,7 +51,7 @@ class Gradients:
     def _tell(self, works: list[Work], lays: list[Lay], wires: Wires) -> None:
         new = [(work, lay) for work, lay in zip(works, lays, strict=True) if work.p not in self._known]
         asked = [(work, lay, _kinds(work, lay)) for work, lay in new]
-        wires.add([(kinds, wires.of(lay.mesh, _several(lay))) for _, lay, kinds in asked])
+        wires.add([Asked(kinds, wires.of(lay.mesh, lay.several)) for _, lay, kinds in asked])
         for work, lay, kinds in asked:
             arriving = [[kind for kind, count in enumerate(row) if count] for row in kinds.tolist()]
             if not all(arriving):
@@ -84,12 +86,13 @@ class _Moving:
                 self._term /= lay.mesh.size(dim)
         self._holders = torch.full((1,), 0.0 if grad is None else 1.0, device=self._term.device)
 
-    def asked(self, wires: Wires) -> list[Any]:
+    def asked(self, wires: Wires) -> list[Asked]:
         """What is to be summed up: the terms, and which processes have one, among those that exchange parts of it."""
-        mesh, several = self._lay.mesh, _several(self._lay)
+        mesh, several = self._lay.mesh, self._lay.several
         other = [dim for dim in several if dim in self._partial or self._summed[dim] != self._lay.placements[dim]]
         terms = [dim for dim in self._partial if dim in several]
-        return [(self._term, wires.of(mesh, terms)), (self._holders, wires.of(mesh, other))]
+        term = Asked(self._term, wires.of(mesh, terms), even=False)
+        return [term, Asked(self._holders, wires.of(mesh, other))]
 
     def moved(self) -> Tensor | None:
         """The part of the gradient that belongs to the part of the parameter."""
@@ -109,11 +112,6 @@ class _Moving:
         p: Any = self._work.p
         whole = torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)  # takes no memory
         return torch.zeros_like(local_of(distribute_tensor(whole, self._lay.mesh, self._summed, src_data_rank=None)))
-
-
-def _several(lay: Lay) -> list[int]:
-    """The dimensions of a mesh with more than one process."""
-    return [dim for dim in range(lay.mesh.ndim) if lay.mesh.size(dim) > 1]
 
 
 def _kinds(work: Work, lay: Lay) -> Tensor:
@@ -137,7 +135,8 @@ def _kind(placement: Any, lay: Lay, dim: int) -> int:
         return _SUM if placement.reduce_op == "sum" else _AVERAGE
     if type(placement) is Shard:
         return _SHARDED + placement.dim
-    raise RuntimeError(f"A gradient must be Partial of sum or avg, Shard or Replicate, got {placement!r}.")
+    who = f"placements of the gradient of a parameter of shape {lay.whole.shape}"
+    raise refusal(who, "Partial of sum or avg, Shard or Replicate", placement, "Redistribute it first.")
 
 
 def _placement(kind: int, lay: Lay, dim: int) -> Any:

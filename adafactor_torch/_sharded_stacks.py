@@ -20,7 +20,10 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
     running = [(stack, stack.phases(flags)) for stack in stacks]
     for phase in range(3):
         sums = [(stack.lay, asked) for stack, phases in running for asked in next(phases)]
-        yield [(value, wires.of(lay.mesh, lay.dims_of(over))) for lay, (value, over) in sums]
+        yield [
+            Asked(value, wires.of(lay.mesh, lay.dims_of(over)), lay.is_even((*over, *gone)))
+            for lay, (value, over, gone) in sums
+        ]
         for stack in stacks if phase == 0 else ():
             stack.decide(flags)
     for stack, phases in running:

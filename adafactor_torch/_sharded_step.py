@@ -14,9 +14,10 @@ What it asks for, and in which order, follows from plans, placements and options
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import _sharded_stacks
 from ._compiled_parts import CompiledParts
@@ -32,6 +33,13 @@ _PAUSES = 3
 _Path = Callable[[list[Held], Flags, Wires, Amp], Iterator[list[Asked]]]
 
 
+class Arrived(NamedTuple):
+    """How the parameters of a step lie, and the parts of their gradients."""
+
+    lays: list[Lay]
+    grads: list[Tensor | None]
+
+
 class Sharded:
     """What an optimizer remembers of its sharded parameters between steps."""
 
@@ -41,19 +49,36 @@ class Sharded:
         self._compiled, self._triton = CompiledParts(), TritonParts()
         self._before: _Parts | None = None
 
-    def step(self, works: list[Work], amp: Amp) -> None:
-        """One step, in place, of works that are counted already. Where one is not to be, that is taken back.
+    def arrive(self, works: list[Work]) -> Arrived:
+        """The gradients of a step, of which no work is counted yet.
 
         Args:
             works: of all groups, in the order of the parameters, those without a gradient here too.
+
+        Raises:
+            RuntimeError: processes disagree about how one arrives.
+            ValueError: one arrives in a way that it cannot be added up.
+        """
+        known = self._before
+        same = known is not None and known.are_of(works)
+        lays = known.lays if known is not None and same else [self._lay(work.p, work.setting) for work in works]
+        meshes = {id(lay.mesh): lay.mesh for lay in lays}.values()
+        self._wires.begin((mesh, range(mesh.ndim)) for mesh in meshes)
+        return Arrived(lays, self._gradients.of(works, lays, self._wires))
+
+    def step(self, works: list[Work], arrived: Arrived, amp: Amp) -> None:
+        """One step, in place, of works that are counted already. Where one is not to be, that is taken back.
+
+        Args:
+            works: those that have arrived.
+            arrived: what `arrive` gave.
             amp: what a GradScaler says.
         """
         known = self._before
         if known is None or not known.are_of(works):
-            known = _Parts(works, [self._lay(work.p, work.setting) for work in works])
+            known = _Parts(works, arrived.lays)
         self._before = None
-        self._wires.begin((lay.mesh, range(lay.mesh.ndim)) for lay in known.of_meshes)
-        grads = self._gradients.of(works, known.lays, self._wires)
+        grads = arrived.grads
         flags = Flags(works, known.lays, grads, self._wires, amp)
         for one, work, grad in zip(known.parts, works, grads, strict=True):
             take(one, work, grad)
@@ -93,7 +118,6 @@ class _Parts:
 
     def __init__(self, works: list[Work], lays: list[Lay]) -> None:
         self.lays, self._works = lays, works
-        self.of_meshes = list({id(lay.mesh): lay for lay in lays}.values())
         self.parts = [held(work, lay, place) for place, (work, lay) in enumerate(zip(works, lays, strict=True))]
         self.paths: list[tuple[_Path, list[Held]]] | None = None
 

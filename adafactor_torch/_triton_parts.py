@@ -12,17 +12,11 @@ from ._wires import Asked, Wires
 class TritonParts:
     """Steps parts of parameters by the Triton kernels, which are not imported before they are used."""
 
-    def __init__(self) -> None:
-        self._agreed: dict[int, bool] = {}  # of a mesh, whether all its processes have Triton
-
     def takes(self, one: Held, wires: Wires) -> bool:
-        """Whether a part is stepped here, on every process alike; that is asked for once on each mesh."""
+        """Whether a part is stepped here, on every process alike."""
         if not one.work.fused or one.work.p.is_cpu:
             return False
-        mesh = one.lay.mesh
-        if id(mesh) not in self._agreed:
-            self._agreed[id(mesh)] = wires.all_agree(mesh, triton_path() is not None)
-        return self._agreed[id(mesh)]
+        return wires.all_have("Triton", one.lay.mesh, lambda: triton_path() is not None)
 
     def steps(self, held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
         """One step, in place; see `_sharded_step.py` for where it pauses."""

@@ -5,15 +5,22 @@ placements and their options, and never from which gradients there are. Groups a
 are equal may have groups of their own, and the names of groups count differently in different processes.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Wire = tuple[tuple[int, ...], str]  # the ranks of a group, and the type of the device
-Asked = tuple[Tensor, list[Wire]]  # what is to be replaced, in place, by its sum over the processes of some groups
+
+
+class Asked(NamedTuple):
+    """What is to be replaced, in place, by its sum over the processes of some groups."""
+
+    value: Tensor
+    wires: list[Wire]
+    even: bool = True  # of the same size on all processes of its mesh, not only on those that add it up
 
 
 class Wires:
@@ -22,6 +29,7 @@ class Wires:
     def __init__(self) -> None:
         self._order: dict[Wire, Any] = {}
         self._known: dict[tuple[int, int], tuple[Any, Wire, Any]] = {}
+        self._agreed: dict[tuple[Any, ...], bool] = {}
 
     def begin(self, used: Iterable[tuple[Any, Iterable[int]]]) -> None:
         """Order the groups by their first use in a step; `used` are meshes and some dimensions of each."""
@@ -36,19 +44,28 @@ class Wires:
         return [self._of(mesh, dim)[1] for dim in dims]
 
     def add(self, asked: list[Asked]) -> None:
-        """Replace every tensor by its sum over the processes of its groups."""
+        """Replace every tensor by its sum over the processes of its groups.
+
+        In which order numbers are added depends on where in a buffer they lie. So what groups side by side add up
+        alike, of a parameter that is replicated across them, must not stand behind what has a size of its own in each.
+        """
+        asked = sorted(asked, key=lambda one: not one.even)
         for wire, group in self._order.items():
-            values = [value for value, wires in asked if wire in wires and value.numel()]
+            values = [one.value for one in asked if wire in one.wires and one.value.numel()]
             # FSDP2 may offload some of the parameters to the CPU: a group may have a backend for either device.
             for kind in sorted({value.device.type for value in values}):
                 _add([value for value in values if value.device.type == kind], group)
 
-    def all_agree(self, mesh: Any, here: bool) -> bool:
-        """Whether what is said here is said on all processes of a mesh, which all have to ask."""
-        said = torch.tensor(float(here), device=mesh.device_type)
-        for dim in range(mesh.ndim):
-            dist.all_reduce(said, dist.ReduceOp.MIN, self._of(mesh, dim)[2])
-        return bool(said)
+    def all_have(self, what: str, mesh: Any, has: Callable[[], bool]) -> bool:
+        """Whether all processes of a mesh have something, which they tell each other once."""
+        dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+        key = what, *self.of(mesh, dims)
+        if key not in self._agreed:
+            said = torch.tensor(float(has()), device=mesh.device_type)
+            for dim in dims:
+                dist.all_reduce(said, dist.ReduceOp.MIN, self._of(mesh, dim)[2])
+            self._agreed[key] = bool(said)
+        return self._agreed[key]
 
     def _of(self, mesh: Any, dim: int) -> tuple[Any, Wire, Any]:
         known = self._known.get((id(mesh), dim))

@@ -20,7 +20,7 @@ from ._groups import (
     plan_of,
 )
 from ._phases import NO_GRADIENT, Setting, State, Work
-from ._sharded import check_current, is_dtensor, is_like, laid, takes_part, zeros_for
+from ._sharded import check_current, is_dtensor, is_elsewhere, is_like, laid, takes_part, zeros_for
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
@@ -111,6 +111,8 @@ def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
     form, rounding, work = form_of(group), group["rounding"], []
     for position, name, p in given:
         grad = p.grad
+        if is_elsewhere(p):
+            continue
         if grad is not None:
             _check_gradient(name, p, grad)
             # What is in memory is what is meant, for those who read it there.
@@ -212,10 +214,11 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     return state
 
 
-def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+def _check_gradient(name: str, p: Any, grad: Any) -> None:
     alike = is_dtensor(grad) == is_dtensor(p)
     if (
         alike
+        and (not is_dtensor(grad) or grad.device_mesh == p.device_mesh)
         and grad.layout == torch.strided
         and grad.shape == p.shape
         and grad.dtype in FLOATS
@@ -234,6 +237,9 @@ def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
         raise refusal(f"device of {who}", str(p.device), str(grad.device))
     if not alike:
         raise refusal(who, "a DTensor" if is_dtensor(p) else "a plain tensor", type(grad).__name__)
+    if is_dtensor(grad) and is_dtensor(p) and grad.device_mesh != p.device_mesh:
+        remedy = "Redistribute it, or have it made on the mesh of the parameter."
+        raise refusal(f"mesh of {who}", str(p.device_mesh), str(grad.device_mesh), remedy)
     raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
 
 

@@ -83,6 +83,7 @@ def refusals() -> tuple[str, str]:
     give("terms" if dist.get_rank() == 1 else "whole")
     with pytest.raises(RuntimeError, match="cannot agree") as differing:
         optimizer.step()
+    assert not optimizer.state  # nothing has been counted or made
     params, optimizer = _made("copies")
     give("whole")
     optimizer.step()

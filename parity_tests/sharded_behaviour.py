@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.debug import CommDebugMode
 
 from adafactor_spec import Recipe, factoring
-from adafactor_torch import Adafactor
+from adafactor_torch import Adafactor, _wires
 from adafactor_torch._blocks import Part
 from adafactor_torch._canonical import from_view
 from adafactor_torch._phases import NO_AMP, Setting, Work
@@ -100,13 +100,13 @@ def skipped(name: str, fused: bool) -> tuple[float, list[int], list[float], floa
     return _error(optimizer, plain, SOME), skips, steps, optimizer.param_groups[0]["lr"]
 
 
-def found_inf(fused: bool) -> bool:
+def found_inf(name: str, fused: bool) -> bool:
     """Whether a step is left out on all processes where a GradScaler says so on one, and the next is taken."""
-    optimizer = _made("rows", SOME, fused=fused)
+    optimizer = _made(name, SOME, fused=fused)
     before = [runs.local(p).clone() for p in _params(optimizer)]
     alike = []
     for bad in (True, False):
-        _give("rows", optimizer, list(runs.gradients(1, torch.float64, SOME)))
+        _give(name, optimizer, list(runs.gradients(1, torch.float64, SOME)))
         found = torch.tensor(float(bad and dist.get_rank() == 1))
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), found  # type: ignore[attr-defined]
         optimizer.step()
@@ -193,6 +193,46 @@ def one_by_one(name: str, fused: bool) -> float:
         for p in reversed(_params(optimizer)):
             optimizer.step_param(p)
     return _error(optimizer, plain, SOME)
+
+
+def even_first() -> bool:
+    """Whether what has the same size on all processes stands at the same place of every flat buffer.
+
+    Of (30, 3) two processes side by side have two columns and one, so that what stands behind them would move.
+    """
+    optimizer, buffers = _made("row", ((30, 3), (16,), (30, 3), (8, 4))), list[list[int]]()
+    added = _wires._add
+
+    def add(values: list[Tensor], group: Any) -> None:
+        buffers.append([value.numel() for value in values])
+        added(values, group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_wires, "_add", add)
+        runs.advance("row", optimizer, 2, 2)
+    sizes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(sizes, buffers)
+    unlike = False
+    for of_buffer in zip(*sizes, strict=True):
+        for place in zip(*of_buffer, strict=True):
+            assert not (unlike and len(set(place)) == 1 and place[0] > 1), "it stands behind what is uneven"
+            unlike = len(set(place)) > 1
+        unlike = False
+    return any(len(set(place)) > 1 for of_buffer in zip(*sizes, strict=True) for place in zip(*of_buffer, strict=True))
+
+
+def elsewhere() -> tuple[bool, str]:
+    """Whether processes outside of a mesh let what lies there alone, and how a gradient on another mesh is refused."""
+    optimizer = _made("rows of two", SOME)
+    for i, (p, g) in enumerate(zip(_params(optimizer), runs.gradients(1, torch.float64, SOME), strict=True)):
+        p.grad = runs.laid("rows of two", i, g)
+    optimizer.step()
+    inside = dist.get_rank() < 2
+    optimizer_on_line = _made("rows", SOME)
+    _give("row", optimizer_on_line, list(runs.gradients(1, torch.float64, SOME)))
+    with pytest.raises(ValueError, match="mesh of the gradient of 'p0'") as other:
+        optimizer_on_line.step()
+    return bool(optimizer.state) == inside, str(other.value)
 
 
 def refusals() -> tuple[str, str]:

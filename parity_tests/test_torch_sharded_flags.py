@@ -15,7 +15,7 @@ from adafactor_torch._sharded_flags import Flags
 from .test_torch_numbers import NoReads
 
 SETTING = Setting(Recipe(lr=0.1), factoring.plan(factoring.last_two, (4,)), "float32")
-LAY: Any = SimpleNamespace(mesh="the mesh", dims={0: 0})
+LAY: Any = SimpleNamespace(mesh="the mesh", dims={0: 0}, several=(0, 1))
 WIRES: Any = SimpleNamespace(of=lambda mesh, dims: [tuple(dims)])
 MISSING: Any = None
 FINE, BAD = torch.ones(4), torch.tensor([1.0, torch.inf, 1.0, 1.0])
@@ -41,7 +41,7 @@ def test_what_is_left_out_is_counted_and_taken_back(t: int) -> None:
     works = [work(skips, t) for skips in (True, True, False, True)]
     grads = [FINE, BAD, BAD, MISSING]
     flags = flags_of(works, grads)
-    ((asked, wires),) = flags.ask()
+    ((asked, wires, _),) = flags.ask()
     assert asked.tolist() == [[1, 0], [1, 1], [1, 0], [0, 0]] and len(wires) == 1
     good = flags.good(range(4))
     assert good is not None and good.tolist() == [True, False, True, False]  # who propagates is not left out
@@ -54,7 +54,7 @@ def test_what_is_left_out_is_counted_and_taken_back(t: int) -> None:
 def test_another_process_may_have_the_gradient_or_a_bad_one() -> None:
     works = [work(True), work(True), work(False)]
     flags = flags_of(works, [FINE, MISSING, MISSING])
-    ((asked, _),) = flags.ask()
+    ((asked, *_),) = flags.ask()
     asked += torch.tensor([[1, 1], [1, 0], [1, 0]])
     flags.settle()
     assert steps(works) == [0, 1, 1]
@@ -63,7 +63,8 @@ def test_another_process_may_have_the_gradient_or_a_bad_one() -> None:
 def test_found_inf_leaves_out_every_parameter() -> None:
     works = [work(True), work(False)]
     flags = flags_of(works, [FINE, FINE], Amp(None, torch.ones(())))
-    flags.ask()
+    wires: Any = flags.ask()[0].wires
+    assert wires == [(0, 1)]  # those too that hold the same part
     flags.settle()
     assert steps(works) == [0, 0]
 
@@ -72,13 +73,13 @@ def test_nobody_looks_at_a_gradient_twice() -> None:
     works = [work(True), work(True)]
     flags = flags_of(works, [BAD, FINE])
     flags.tell([0, 1], torch.tensor([False, True]))  # the opposite of what is there
-    ((asked, _),) = flags.ask()
+    ((asked, *_),) = flags.ask()
     assert asked[:, 1].tolist() == [0, 1]
 
 
 def test_nothing_is_asked_where_nobody_doubts() -> None:
     flags = flags_of([work(False)] * 2, [BAD, FINE])
-    ((asked, _),) = flags.ask()
+    ((asked, *_),) = flags.ask()
     assert asked.tolist() == [[1, 0], [1, 0]] and flags.good([0, 1]) is None
 
 

@@ -50,8 +50,19 @@ def test_all_processes_skip_what_is_not_finite_on_one(four: Ranks, name: str, fu
         assert lr == pytest.approx(behaviour.lr_of_t(5))
 
 
-def test_found_inf_of_one_process_leaves_out_the_step_of_all(four: Ranks, fused: bool) -> None:
-    assert all(four(behaviour.found_inf, fused))
+@pytest.mark.parametrize("name", ["rows", "copies", "hybrid", "row"])
+def test_found_inf_of_one_process_leaves_out_the_step_of_all(four: Ranks, name: str, fused: bool) -> None:
+    assert all(four(behaviour.found_inf, name, fused))
+
+
+def test_what_is_uneven_stands_behind_what_is_not(four: Ranks) -> None:
+    assert all(four(behaviour.even_first))
+
+
+def test_what_lies_on_another_mesh(four: Ranks) -> None:
+    for alone, refused in four(behaviour.elsewhere):
+        assert alone
+        assert refused.endswith("Redistribute it, or have it made on the mesh of the parameter.")
 
 
 @pytest.mark.parametrize("name", ["rows", "row", "column", "twice", "turned"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adafactor_torch import _wires
-from adafactor_torch._wires import Wires
+from adafactor_torch._wires import Asked, Wires
 
 from . import sharded_models as models
 from . import sharded_release as release
@@ -92,7 +92,7 @@ def test_sums_of_two_devices_travel_apart(monkeypatch: pytest.MonkeyPatch) -> No
     wire = (0, 1), "cuda"
     monkeypatch.setattr(wires, "_order", {wire: None})
     monkeypatch.setattr(_wires, "_add", lambda values, group: added.append([x.device.type for x in values]))
-    wires.add([(torch.zeros(2, device=kind), [wire]) for kind in ("meta", "cpu", "meta")])
+    wires.add([Asked(torch.zeros(2, device=kind), [wire]) for kind in ("meta", "cpu", "meta")])
     assert added == [["cpu"], ["meta", "meta"]]
 
 

@@ -41,19 +41,19 @@ def test_kernels_take_what_they_take_on_all_processes(everywhere: bool, monkeypa
     monkeypatch.setattr(_triton_parts, "triton_path", lambda: "the kernels")
     asked = []
 
-    def all_agree(mesh: str, here: bool) -> bool:
-        asked.append((mesh, here))
+    def all_have(what: str, mesh: str, has: Any) -> bool:
+        asked.append((what, mesh, has()))
         return everywhere
 
     def part(device: str, fused: bool, mesh: str = "one") -> Any:
         work = SimpleNamespace(p=torch.empty(2, device=device), fused=fused)
         return SimpleNamespace(work=work, lay=SimpleNamespace(mesh=mesh))
 
-    wires: Any = SimpleNamespace(all_agree=all_agree)
+    wires: Any = SimpleNamespace(all_have=all_have)
     parts = _triton_parts.TritonParts()
     assert not parts.takes(part("cpu", True), wires) and not parts.takes(part("meta", False), wires) and not asked
-    assert [parts.takes(part("meta", True, mesh), wires) for mesh in ("one", "one", "other")] == [everywhere] * 3
-    assert asked == [("one", True), ("other", True)]
+    assert parts.takes(part("meta", True), wires) is everywhere
+    assert asked == [("Triton", "one", True)]
 
 
 def by_kernels(ranks: Ranks, *call: Any) -> list[Any]:
