@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ._sharded import is_dtensor
 
@@ -59,7 +60,7 @@ def step(number: int, groups: Sequence[dict[str, list[Tensor]]]) -> None:
     torch.ops.adafactor_torch.step(parameters, gradients, positions, number)
 
 
-@torch.compiler.disable
+@_disable_dynamo  # as torch.compiler.disable, which imports dynamo, and Triton with it, at once
 def step_between_graphs(number: int) -> None:
     """The step as it is without `torch.compile`; a graph ends before it and another one begins after it."""
     with torch.no_grad():

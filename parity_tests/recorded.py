@@ -163,15 +163,22 @@ def pack(x: Array) -> Array:
     return np.concatenate([kept, [flat.sum(), np.sqrt(np.mean(flat * flat))]])
 
 
-def deviation(x: Array, packed: Array) -> float:
+def largest_of(packed: Array) -> float:
+    """The size of the largest element of a packed tensor."""
+    return float(packed[-1])
+
+
+def deviation(x: Array, packed: Array, once: float = 0.0) -> float:
     """Distance of a tensor from a packed one, relative to its largest element; inf where it is not finite.
+
+    `once` is the size of the largest element that it has had: where steps cancel, their rounding errors are left.
 
     The sum is compared relative to (number of elements x rms), because it can cancel.
     """
     mine = pack(x)
     if not np.all(np.isfinite(mine)):
         return float("inf")
-    largest = max(float(np.max(np.abs(x))), float(packed[-1]))
+    largest = max(float(np.max(np.abs(x))), largest_of(packed), once)
     if largest == 0.0:
         return float(np.max(np.abs(mine - packed)))
     scale = np.full(mine.shape, largest)

@@ -153,7 +153,8 @@ def replay(setting: Setting, runner: Runner, shapes: Any = tuple(recorded.SHAPES
     def note(t: int, params: Params) -> None:
         for shape, value in params.items():
             if t in recorded.RECORDED:
-                found[shape][f"t={t}"] = recorded.deviation(value, runs[shape].params[t])
+                once = max(recorded.largest_of(kept) for at, kept in runs[shape].params.items() if at <= t)
+                found[shape][f"t={t}"] = recorded.deviation(value, runs[shape].params[t], once)
 
     params = {shape: recorded.inputs(shape)[0] for shape in runs}
     sign = -1.0 if setting.maximize else 1.0

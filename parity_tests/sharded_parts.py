@@ -43,6 +43,9 @@ class Lay:
     def dims_of(self, axes: Shape) -> tuple[int, ...]:
         return tuple(dim for dim, axis in self.dims.items() if axis in axes)
 
+    def is_even(self, gone: Shape) -> bool:
+        return True
+
     def cut(self, x: Tensor, reduced: Shape = ()) -> Tensor:
         """The part of a tensor; of uneven ones the last is the smallest, or has nothing."""
         for dim, axis in self.dims.items():

@@ -137,7 +137,7 @@ def test_what_fails_or_compiles_again_is_reported(quick: tuple[Results, dict[str
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["jaxx"], "FRAMEWORK must be one of torch, jax, got 'jaxx'. Did you mean 'jax'"),
+        (["jaxx"], "FRAMEWORK must be one of torch, jax, torch_sharded, got 'jaxx'. Did you mean 'jax'"),
         # The file is refused last: nothing is measured where the threads are not refused.
         (
             ["jax", "--threads", "2", "--json", "no/such/folder/speed.json"],

@@ -100,7 +100,7 @@ def test_a_gradient_that_is_missing_everywhere_leaves_the_parameter_alone(four: 
 
 
 def test_found_inf_of_one_process_leaves_out_the_step_of_all(four: Ranks) -> None:
-    assert all(by_kernels(four, behaviour.found_inf, False))
+    assert all(by_kernels(four, behaviour.found_inf, "hybrid", False))
 
 
 @pytest.mark.parametrize("name", ["rows", "column"])
