@@ -5,13 +5,12 @@ that are laid out so that whatever is summed over the same process groups at the
 that is carried from step to step (`_compiled.py`) is that of a part.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from adafactor_spec.factoring import Shape
 
 from . import _native
 from ._canonical import canonical
@@ -20,9 +19,11 @@ from ._compiled_table import Table
 from ._phases import Amp
 from ._sharded_flags import Flags
 from ._sharded_held import Held
+from ._shares import Share, mean_of_rows, shares_of
 from ._wires import Asked, Wires
 
 _BEGIN, _MIDDLE, _END = range(3)  # `Phase` of part.cpp
+_PHASE_BEFORE = {0: _BEGIN, 2: _MIDDLE}  # a pause
 
 
 class CompiledParts:
@@ -35,13 +36,12 @@ class CompiledParts:
     def takes(self, one: Held, wires: Wires) -> bool:
         """Whether a part is stepped here, on every process alike; which, is asked for once on each mesh.
 
-        A tensor without elements is not, nor one of which rows and columns are split and kept in 16 bits: what has been
-        rounded to them is another sum.
+        A tensor without elements is not, nor one whose R has to be written before its mean is known.
         """
         work, lay = one.work, one.lay
         if not work.fused or not work.p.is_cpu or 0 in lay.whole.shape:
             return False
-        if _splits_both(one) and work.state["v_row"].dtype != work.setting.compute:
+        if mean_of_rows(work.setting, lay.piece) == "stored":
             return False
         return wires.all_have("library", lay.mesh, lambda: _native.library("part") is not None)
 
@@ -78,26 +78,30 @@ class _Table(Table):
         self.held = held
         self.asked: dict[int, list[Asked]] = {_BEGIN: [], _MIDDLE: []}
         self._told = any(one.work.telemetry is not None for one in held)
-        kinds: dict[tuple[Any, ...], list[tuple[int, str, int]]] = {}
+        kinds: dict[tuple[Any, ...], list[tuple[int, Share]]] = {}
         for row, one in enumerate(held):
             piece, whole = one.lay.piece, one.lay.whole
             self._of["all_rows"][row], self._of["all_cols"][row] = piece.count(whole.rows), piece.count(whole.cols)
             self._of["all"][row] = piece.per_batch
-            for field, count, over, gone in _shares(one):
-                phase = _MIDDLE if field == "u_means" else _BEGIN
-                groups = tuple(wires.of(one.lay.mesh, one.lay.dims_of(over)))
-                kind = one.work.setting.compute, phase, groups, one.lay.is_even((*over, *gone))
-                kinds.setdefault(kind, []).append((row, field, count))
+            told = one.work.telemetry is not None
+            shares = shares_of(one.work.setting, one.lay.plan, piece, told)
+            if whole.factored:  # room for what nobody else needs
+                shares.append(Share("norms", 0, math.prod(canonical(one.lay.plan).sizes[:2]), ()))
+            for share in shares:
+                groups = tuple(wires.of(one.lay.mesh, one.lay.dims_of(share.over)))
+                even = one.lay.is_even((*share.over, *share.gone))
+                kind = one.work.setting.compute, _PHASE_BEFORE[share.pause], groups, even
+                kinds.setdefault(kind, []).append((row, share))
         self._buffers = [self._laid(shares, *kind) for kind, shares in kinds.items()]
 
     def _laid(
-        self, shares: list[tuple[int, str, int]], dtype: torch.dtype, phase: int, groups: tuple[Any, ...], even: bool
+        self, shares: list[tuple[int, Share]], dtype: torch.dtype, phase: int, groups: tuple[Any, ...], even: bool
     ) -> Tensor:
-        buffer = torch.zeros(sum(count for _, _, count in shares), dtype=dtype)
+        buffer = torch.zeros(sum(share.size for _, share in shares), dtype=dtype)
         place = buffer.data_ptr()
-        for row, field, count in shares:
-            self._of[field][row] = place
-            place += count * buffer.itemsize
+        for row, share in shares:
+            self._of[share.name][row] = place
+            place += share.size * buffer.itemsize
         self.asked[phase].append(Asked(buffer, list(groups), even))
         return buffer
 
@@ -116,31 +120,3 @@ class _Table(Table):
     def leave_out(self, good: Tensor | None) -> None:
         """Only what is good is to be written."""
         self._of["skip"] = 0 if good is None else (~good).numpy()
-
-
-def _shares(one: Held) -> list[tuple[str, int, Shape, Shape]]:
-    """What a part writes into buffers: field of the table, elements, axes of the parameter that are summed over, and
-    further ones that it has no longer."""
-    setting, whole = one.work.setting, one.lay.whole
-    batch, lead, rows, cols = canonical(one.lay.plan).sizes
-    told, shares = one.work.telemetry is not None, list[tuple[str, int, Shape, Shape]]()
-    if whole.factored:
-        shares += [
-            ("row_means", batch * lead * rows, whole.cols, ()),
-            ("col_means", batch * lead * cols, whole.rows, ()),
-            ("norms", batch * lead, (), ()),
-        ]
-        if one.lay.piece.is_split(whole.rows):
-            shares.append(("means", batch * lead, whole.rows, whole.cols))
-        if _splits_both(one):
-            shares.append(("square_means", batch * lead, (*whole.rows, *whole.cols), ()))
-    if setting.recipe.multiply_by_parameter_scale or told:
-        shares.append(("p_means", batch, whole.rms_axes, ()))
-    if setting.clips or told:
-        shares.append(("u_means", batch, whole.rms_axes, ()))
-    return shares
-
-
-def _splits_both(one: Held) -> bool:
-    whole, piece = one.lay.whole, one.lay.piece
-    return whole.factored and piece.is_split(whole.rows) and piece.is_split(whole.cols)

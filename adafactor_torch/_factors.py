@@ -10,6 +10,7 @@ from adafactor_spec.factoring import Plan
 from . import _kernels as kernels
 from ._phases import Setting
 from ._pieces import Sum
+from ._shares import mean_of_rows
 
 if TYPE_CHECKING:
     from ._blocks import Part
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 class Factors:
     """R and C of a part in one step: the first half of phase 2.
-
-    mean(R) is the mean of old R and of g^2, in their proportion. So where other processes have other rows, and columns
-    too, R need not be known before its mean is: their means travel with the sums of g^2. In a state of 16 bits the
-    mean of what is kept is another, and has to be asked for by itself.
 
     Args:
         part: the part.
@@ -40,16 +37,11 @@ class Factors:
             self.sums.append(Sum(self.rows, one.cols))
         self.sums.append(Sum(self.cols, one.rows))
         self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
-        if piece.is_split(one.rows):
-            self._ask_for_mean()
-
-    def _ask_for_mean(self) -> None:
-        part, one = self._part, self._part.one
-        row = self._kept[0]
-        if not part.piece.is_split(one.cols):
+        self._mean, row = mean_of_rows(part.work.setting, piece), self._kept[0]
+        if self._mean == "new":
             self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
             self.sums.append(Sum(self._norm, one.rows, one.cols))
-        elif row.dtype == part.setting.compute:
+        if self._mean == "parts":
             self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
             self.sums += [Sum(old, one.rows, one.cols), Sum(squares, (*one.rows, *one.cols))]
 
@@ -60,7 +52,7 @@ class Factors:
             write(kept, self._updated(which), part.good)
         if self._means is not None:
             self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
-        elif self._norm is None and part.piece.is_split(one.rows):
+        if self._mean == "stored":
             self._norm = self._mean_of_rows(self._kept[0])
             return [Sum(self._norm, one.rows, one.cols)]
         return []

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adafactor_spec.factoring import Plan, Shape
-
 from . import _triton_tiles as tiles
 from ._fused import Group, Room, alike, is_captured, remembered, signature_of, wide_of
 from ._fused_tables import Entry, Part, entry
@@ -20,9 +18,9 @@ from ._phases import Amp
 from ._sharded import Lay
 from ._sharded_flags import Flags
 from ._sharded_held import Held
+from ._shares import PAUSES, Share, shares_of
 from ._wires import Asked, Wires
 
-_PAUSES = 3
 # A mesh, the dimensions of it along which there is something to add up, and whether that is even.
 Dims = tuple[Any, tuple[int, ...], bool]
 
@@ -35,7 +33,7 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
     signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.work)) for one in held)
     known: _Known = remembered(held[0].of, works, signature, capturing, lambda: _made(held, checks, amp))
     running = [group.step(works, amp, capturing) for group in known.groups]
-    for pause in range(_PAUSES):
+    for pause in range(PAUSES):
         for phases in running:
             next(phases)
         for group in known.groups if pause == 0 else ():
@@ -65,26 +63,26 @@ class _Known(NamedTuple):
     lays: list[Lay]  # alive, for they are known by identity
 
 
-class _Share(NamedTuple):
-    """What a process holds of a mean over some axes."""
-
-    column: int  # of `ints`, for its place
-    pause: int  # at which it is added up
-    size: int
-    over: Shape
-    gone: Shape = ()  # further axes that it has no longer
+_COLUMNS = {
+    "row_means": tiles.ROW_MEANS.value,
+    "col_means": tiles.COL_MEANS.value,
+    "means": tiles.NORM_MEANS.value,
+    "square_means": tiles.NORM_SQUARES.value,
+    "p_means": tiles.P_MEANS.value,
+    "u_means": tiles.U_MEANS.value,
+}  # of `ints`, for the place of a share
 
 
 def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
     parts = [Part(one.lay.plan, one.lay.piece, checked) for one, checked in zip(held, checks, strict=True)]
     entries = [entry(one.work, amp, part) for one, part in zip(held, parts, strict=True)]
-    known = _Known([], [[] for _ in range(_PAUSES)], [one.lay for one in held])
+    known = _Known([], [[] for _ in range(PAUSES)], [one.lay for one in held])
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, (one, told) in enumerate(zip(held, entries, strict=True)):
         kinds.setdefault((one.work.p.device, wide_of(told.options)), []).append(i)
     for (device, wide), members in kinds.items():
         chosen = [entries[i] for i in members]
-        places, regions = _places(chosen, [held[i].lay for i in members])
+        places, regions = _places([held[i] for i in members])
         used = sum(count for *_, count in regions)
         memory = torch.empty(used + sum(_size(one) for one in chosen), dtype=wide, device=device)
         start = 0
@@ -103,36 +101,19 @@ def _size(one: Entry) -> int:
     return sum(one.workspace)
 
 
-def _places(entries: Sequence[Entry], lays: Sequence[Lay]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
+def _places(held: Sequence[Held]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
     """Where each parameter has its shares; the regions of what is added up alike: pause, dimensions, elements."""
-    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, _Share]]] = {}
-    for i, (one, lay) in enumerate(zip(entries, lays, strict=True)):
-        for share in _shares(one, lay.plan):
+    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, Share]]] = {}
+    for i, one in enumerate(held):
+        lay = one.lay
+        for share in shares_of(one.work.setting, lay.plan, lay.piece, one.work.telemetry is not None):
             kind = share.pause, lay.mesh, lay.dims_of(share.over), lay.is_even((*share.over, *share.gone))
             regions.setdefault(kind, []).append((i, share))
-    places: list[dict[int, int]] = [{} for _ in entries]
+    places: list[dict[int, int]] = [{} for _ in held]
     sizes, start = [], 0
     for (pause, mesh, dims, even), of_region in regions.items():
         for i, share in of_region:
-            places[i][share.column] = start
+            places[i][_COLUMNS[share.name]] = start
             start += share.size
         sizes.append((pause, (mesh, dims, even), sum(share.size for _, share in of_region)))
     return places, sizes
-
-
-def _shares(one: Entry, plan: Plan) -> list[_Share]:
-    """All that processes add up of a parameter."""
-    (batch, lead, rows, cols), o = one.sizes, one.options
-    matrices, found = batch * lead, []
-    if o.factored:
-        found.append(_Share(tiles.ROW_MEANS.value, 0, matrices * rows, plan.cols))
-        found.append(_Share(tiles.COL_MEANS.value, 0, matrices * cols, plan.rows))
-    if o.shares != "here":
-        found.append(_Share(tiles.NORM_MEANS.value, 1 if o.shares == "stored" else 0, matrices, plan.rows, plan.cols))
-    if o.shares == "parts":
-        found.append(_Share(tiles.NORM_SQUARES.value, 0, matrices, (*plan.rows, *plan.cols)))
-    if o.weighs:
-        found.append(_Share(tiles.P_MEANS.value, 0, batch, plan.rms_axes))
-    if o.norms:
-        found.append(_Share(tiles.U_MEANS.value, 2, batch, plan.rms_axes))
-    return found

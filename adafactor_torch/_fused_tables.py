@@ -16,8 +16,9 @@ from adafactor_spec.factoring import Plan, Shape
 from . import _triton_tiles as tiles
 from ._canonical import canonical, elements_of, reduced_axes, strides_of, view_of
 from ._groups import FLOATS
-from ._phases import Amp, Setting, Work
+from ._phases import Amp, Work
 from ._pieces import Piece
+from ._shares import mean_of_rows
 
 PLACES: dict[str, int] = {
     name: place.value
@@ -135,21 +136,10 @@ def entry(work: Work, amp: Amp, part: Part | None = None) -> Entry:
         first = int(index.storage_offset()) if index.is_meta else index.data_ptr()
         places[tiles.ELEMENTS.value] = [first, *strides_of(index)]
         kept = [] if index.is_meta else [index]
-    shares = _shares(work.setting, piece) if part else ""
+    shares = mean_of_rows(work.setting, piece) if part else ""
     layout = {"indexed": bool(kept), "shares": shares, "skips": checks, **_layout(places, sizes), **_tile(sizes)}
     options = _options(work, amp, **layout)
     return Entry(options, sizes, places, _floats(work, piece), scratch, kept)
-
-
-def _shares(setting: Setting, piece: Piece) -> str:
-    """`tiles.Options.shares` of a part."""
-    plan = setting.plan
-    if not plan.factored or not piece.is_split(plan.rows):
-        return "here"
-    if not piece.is_split(plan.cols):
-        return "new"
-    _, stored = setting.layout["v_row"]
-    return "parts" if stored == setting.compute else "stored"
 
 
 def _options(work: Work, amp: Amp, **layout: Any) -> tiles.Options:

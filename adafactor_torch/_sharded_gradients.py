@@ -38,7 +38,7 @@ class Gradients:
             known = self._known.get(work.p)
             grad: Any = None if work.missing else work.grad
             if grad is not None and known is not None and grad.placements != known:
-                raise RuntimeError(_differing(work, grad.placements, known))
+                raise RuntimeError(_differing(lay, grad.placements, known))
             own = known is None or known == lay.placements
             found.append(local_of(grad) if own and grad is not None else None)
             if known is not None and not own:
@@ -60,7 +60,7 @@ class Gradients:
                 tuple(_placement(row[which], lay, dim) for dim, row in enumerate(arriving)) for which in (0, -1)
             )
             if first != last:
-                raise RuntimeError(_differing(work, first, last))
+                raise RuntimeError(_differing(lay, first, last))
             self._known[work.p] = first
 
 
@@ -103,6 +103,7 @@ class _Moving:
             stride = torch.empty(p.shape, device="meta").stride()
             made: Any = DTensor.from_local(whole, lay.mesh, self._summed, run_check=False, shape=p.shape, stride=stride)
             whole = local_of(made.redistribute(placements=lay.placements))
+        # The one read of values, and only where a gradient that moves is missing here: may be nobody has it.
         return None if self._work.missing and not self._holders.item() else whole
 
     def _zeros(self) -> Tensor:
@@ -148,9 +149,9 @@ def _placement(kind: int, lay: Lay, dim: int) -> Any:
     return made[kind] if kind in made else Shard(kind - _SHARDED)
 
 
-def _differing(work: Work, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
+def _differing(lay: Lay, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
     return (
-        f"The gradient of a parameter of shape {tuple(work.p.shape)} arrives as {one} and, on another process or in "
+        f"The gradient of a parameter of shape {lay.whole.shape} arrives as {one} and, on another process or in "
         f"the steps before, as {other}. Processes that share it cannot agree on how to add it up. Redistribute it to "
-        f"the placements of the parameter, {work.p.placements}."  # type: ignore[attr-defined]
+        f"the placements of the parameter, {lay.placements}."
     )

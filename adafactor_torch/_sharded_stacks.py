@@ -11,6 +11,7 @@ from ._pieces import Sum
 from ._plain_blocks import is_plain, stepped_plain
 from ._sharded_flags import Flags
 from ._sharded_held import Held
+from ._shares import PAUSES
 from ._wires import Asked, Wires
 
 
@@ -18,7 +19,7 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
     """One step, in place; see `_sharded_step.py` for where it pauses."""
     stacks = [_Stack(own, amp) for own in _alike(held)]
     running = [(stack, stack.phases(flags)) for stack in stacks]
-    for phase in range(3):
+    for phase in range(PAUSES):
         sums = [(stack.lay, asked) for stack, phases in running for asked in next(phases)]
         yield [
             Asked(value, wires.of(lay.mesh, lay.dims_of(over)), lay.is_even((*over, *gone)))

@@ -26,10 +26,10 @@ from ._sharded import Lay
 from ._sharded_flags import Flags
 from ._sharded_gradients import Gradients
 from ._sharded_held import Held, held, take
+from ._shares import PAUSES
 from ._triton_parts import TritonParts
 from ._wires import Asked, Wires
 
-_PAUSES = 3
 _Path = Callable[[list[Held], Flags, Wires, Amp], Iterator[list[Asked]]]
 
 
@@ -60,8 +60,10 @@ class Sharded:
             ValueError: one arrives in a way that it cannot be added up.
         """
         known = self._before
-        same = known is not None and known.are_of(works)
-        lays = known.lays if known is not None and same else [self._lay(work.p, work.setting) for work in works]
+        if known is not None and known.are_of(works):
+            lays = known.lays
+        else:
+            lays = [self._lay(work.p, work.setting) for work in works]
         meshes = {id(lay.mesh): lay.mesh for lay in lays}.values()
         self._wires.begin((mesh, range(mesh.ndim)) for mesh in meshes)
         return Arrived(lays, self._gradients.of(works, lays, self._wires))
@@ -78,12 +80,11 @@ class Sharded:
         if known is None or not known.are_of(works):
             known = _Parts(works, arrived.lays)
         self._before = None
-        grads = arrived.grads
-        flags = Flags(works, known.lays, grads, self._wires, amp)
-        for one, work, grad in zip(known.parts, works, grads, strict=True):
+        flags = Flags(works, known.lays, arrived.grads, self._wires, amp)
+        for one, work, grad in zip(known.parts, works, arrived.grads, strict=True):
             take(one, work, grad)
         paths = [steps(some, flags, self._wires, amp) for steps, some in self._paths(known)]
-        for pause in range(_PAUSES):
+        for pause in range(PAUSES):
             asked = [one for path in paths for one in next(path)]
             self._wires.add([*asked, *flags.ask()] if pause == 0 else asked)
         torch.autograd.graph.increment_version([work.p for work in works])  # now: paths may remember the versions

@@ -2,14 +2,7 @@
 
 They stand beside those of `_triton.py`, in the same tables, where a parameter is a part of a larger tensor: counts and
 powers of two in `floats` are of the whole, so that the shares of all processes add up to its means. Which mean of R is
-shared, `Options.shares`, follows from the placements and the format of R:
-
-| | where | first sum |
-|---|---|---|
-| `here` | rows are not split: R's mean is known here | nothing |
-| `new` | rows are split, columns not: a row of new R is known here | the mean of new R, as it is stored |
-| `parts` | both are split | the means of old R and of g^2, as R need not be known before its mean |
-| `stored` | both are split, and R has 16 bits | nothing; later, by itself, the mean of new R as it is stored |
+shared, `Options.shares`, says `_shares.mean_of_rows`.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -149,10 +149,11 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
             now = settings.numbers(setting.recipe, lr, t)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
-        works.append(Work(p, grad, state, setting, now, key, group["maximize"], counter, t))
-        works[-1].missing, works[-1].fused = grad is NO_GRADIENT, is_dtensor(p) and is_fused(group, p.device.type)
+        work = Work(p, grad, state, setting, now, key, group["maximize"], counter, t, missing=grad is NO_GRADIENT)
+        work.fused = is_dtensor(p) and is_fused(group, p.device.type)
+        works.append(work)
         if there:
-            on_device.setdefault(p.device, []).append((works[-1], index))
+            on_device.setdefault(p.device, []).append((work, index))
     for device, pairs in on_device.items():
         _number_on_device(group, [work for work, _ in pairs], tuple(index for _, index in pairs), device)
     return works

@@ -1,7 +1,6 @@
 """The run in JAX: every case, every optimizer. Only steps are timed: parameters and fixed gradients, no model."""
 
 import contextlib
-import datetime
 import gc
 import time
 import warnings
@@ -62,10 +61,7 @@ def run(options: Options) -> Results:
     """Measure every case. Raises UsageError where the memory is too small for one."""
     device = jax.devices(options.device)[0]
     chosen = _shared.chosen(ENTRIES, options, BASELINE)
-    wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
-    for workload, dtype, momentum in wanted:
-        part = _shared.taking_part(chosen, momentum, len(WORKLOADS[workload](options.quick)))
-        _shared.check_memory(options, workload, dtype, jnp.dtype(dtype).itemsize, part, _free_bytes(device))
+    wanted = _shared.cases(options, chosen, lambda dtype: jnp.dtype(dtype).itemsize, _free_bytes(device))
     # A default and no jax.device_put: a committed array among the arguments would be another program.
     with (
         Progress(len(wanted) * (len(chosen) + options.rounds)) as progress,
@@ -73,22 +69,15 @@ def run(options: Options) -> Results:
         without_cache(),
     ):
         cases = tuple(_case(options, chosen, *case, progress) for case in wanted)
-    machine = _machine.machine()
-    if options.device != "cpu":
-        machine["accelerator"] = device.device_kind
-    return Results(
-        framework="jax",
-        device=options.device,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=options.command(),
-        quick=options.quick,
-        rounds=options.rounds,
+    accelerator = {} if options.device == "cpu" else {"accelerator": device.device_kind}
+    return _shared.results(
+        "jax",
+        options,
+        ENTRIES[BASELINE],
+        cases,
         threads=None,
-        seed=options.seed,
-        baseline=ENTRIES[BASELINE].label,
-        machine=machine,
         versions=_machine.versions(("jax", "jaxlib"), peers=("optax",)),
-        cases=cases,
+        **accelerator,
     )
 
 

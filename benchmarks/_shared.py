@@ -1,16 +1,21 @@
 """What the runs of all frameworks share: who takes part, whether the memory is enough, messages in short."""
 
 import contextlib
+import datetime
 import gc
+import itertools
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Protocol, TypeVar
 
 from adafactor_parity._errors import UsageError
 
+from . import _machine
 from ._options import Options
+from ._results import Case, Results
 from ._workloads import WORKLOADS
 
 COPY = "copy"  # the machine's own speed, measured in the same rounds
@@ -38,6 +43,51 @@ def chosen(entries: Mapping[str, Entry], options: Options, baseline: str) -> dic
     """Those that are asked for, and the baseline."""
     wanted = (*(options.optimizers or entries), baseline)
     return {name: entry for name, entry in entries.items() if name in wanted}
+
+
+def cases(
+    options: Options, entries: Mapping[str, Entry], itemsize: Callable[[str], int], free: int
+) -> list[tuple[str, str, bool]]:
+    """Workload, dtype and momentum of every case. Raises UsageError where `free` bytes are too few for one."""
+    wanted = list(itertools.product(options.workloads, options.dtypes, options.momentum))
+    for workload, dtype, momentum in wanted:
+        part = taking_part(entries, momentum, len(WORKLOADS[workload](options.quick)))
+        check_memory(options, workload, dtype, itemsize(dtype), part, free)
+    return wanted
+
+
+def results(
+    framework: str,
+    options: Options,
+    baseline: TakesPart,
+    measured: tuple[Case, ...],
+    *,
+    threads: int | None,
+    versions: dict[str, str],
+    **machine: str | int,
+) -> Results:
+    """What has been measured, with where, how and when. `machine` says more of it than is known here."""
+    return Results(
+        framework=framework,
+        device=options.device,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        command=options.command(),
+        quick=options.quick,
+        rounds=options.rounds,
+        threads=threads,
+        seed=options.seed,
+        baseline=baseline.label,
+        machine={**_machine.machine(), **machine},
+        versions=versions,
+        cases=measured,
+    )
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    """How long it takes, on the host."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def taking_part(entries: Mapping[str, Entry], momentum: bool, tensors: int) -> dict[str, Entry]:

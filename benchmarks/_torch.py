@@ -1,11 +1,9 @@
 """The run in torch: every case, every optimizer. Only steps are timed: parameters and fixed gradients, no model."""
 
-import datetime
 import gc
 import os
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -48,28 +46,18 @@ def run(options: Options) -> Results:
         torch.set_num_threads(options.threads)
     chosen = _shared.chosen(ENTRIES, options, BASELINE)
     free = torch.cuda.mem_get_info()[0] if options.device == "cuda" else _machine.available_bytes()
-    wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
-    for workload, dtype, momentum in wanted:
-        part = _shared.taking_part(chosen, momentum, len(WORKLOADS[workload](options.quick)))
-        _shared.check_memory(options, workload, dtype, getattr(torch, dtype).itemsize, part, free)
+    wanted = _shared.cases(options, chosen, lambda dtype: getattr(torch, dtype).itemsize, free)
     with Progress(len(wanted) * (len(chosen) + options.rounds)) as progress:
         cases = tuple(_case(options, chosen, *case, progress) for case in wanted)
-    machine = _machine.machine()
-    if options.device == "cuda":
-        machine["accelerator"] = torch.cuda.get_device_name()
-    return Results(
-        framework="torch",
-        device=options.device,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=options.command(),
-        quick=options.quick,
-        rounds=options.rounds,
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if options.device == "cuda" else {}
+    return _shared.results(
+        "torch",
+        options,
+        ENTRIES[BASELINE],
+        cases,
         threads=torch.get_num_threads(),
-        seed=options.seed,
-        baseline=ENTRIES[BASELINE].label,
-        machine=machine,
         versions=_machine.versions(("torch",)),
-        cases=cases,
+        **accelerator,
     )
 
 
@@ -80,7 +68,9 @@ def _case(
     torch.compiler.reset()  # or the cases before this one count against the limit of compilations of one step
     shapes = WORKLOADS[workload](options.quick)
     device = torch.device(options.device)
-    values, gradients = (_drawn(shapes, getattr(torch, dtype), device, options.seed + i) for i in range(2))
+    values, gradients = (
+        [x.to(device) for x in drawn(shapes, getattr(torch, dtype), options.seed + i)] for i in range(2)
+    )
     contenders: dict[str, _Contender] = {}
     errors: dict[str, str] = {}
     part = _shared.taking_part(chosen, momentum, len(shapes))
@@ -119,9 +109,11 @@ def _case(
     )
 
 
-def _drawn(shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
+def drawn(shapes: Sequence[Shape], dtype: torch.dtype, seed: int) -> Iterator[Tensor]:
+    """Normal numbers, of standard deviation 0.02."""
     generator = torch.Generator().manual_seed(seed)
-    return [(0.02 * torch.randn(shape, generator=generator)).to(device, dtype) for shape in shapes]
+    for shape in shapes:
+        yield (0.02 * torch.randn(shape, generator=generator)).to(dtype)
 
 
 def _warm(
@@ -147,13 +139,7 @@ def _warm(
 def _timer(step: Callable[[], object], device: torch.device) -> Callable[[], float]:
     """A function that does one step and returns its seconds."""
     if device.type != "cuda":
-
-        def on_host() -> float:
-            start = time.perf_counter()
-            step()
-            return time.perf_counter() - start
-
-        return on_host
+        return lambda: _shared.seconds_of(step)
 
     def on_device() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

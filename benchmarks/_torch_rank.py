@@ -1,6 +1,5 @@
 """What one process of the sharded run in torch does: it steps its shares of the parameters, in time with the others."""
 
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from . import _shared
 from ._rounds import interleaved
+from ._torch import drawn
 from ._torch_optimizers import ENTRIES
 from ._workloads import WORKLOADS, Shape
 
@@ -75,10 +75,8 @@ def measure(job: Job) -> Answer:
 
 
 def _drawn(shapes: list[Shape], job: Job, mesh: Any, seed: int) -> list[Any]:
-    generator = torch.Generator().manual_seed(seed)
     found = []
-    for shape in shapes:
-        whole = (0.02 * torch.randn(shape, generator=generator)).to(getattr(torch, job.dtype))
+    for whole in drawn(shapes, getattr(torch, job.dtype), seed):
         part = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None).to_local().clone()
         found.append(
             DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride())
@@ -110,9 +108,7 @@ def _warm(name: str, job: Job, values: list[Any], gradients: list[Any], answer: 
 def _timer(step: Callable[[], object]) -> Callable[[], float]:
     def timed() -> float:
         dist.barrier()
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
+        return _shared.seconds_of(step)
 
     return timed
 

@@ -4,7 +4,6 @@ A round's time is that of the slowest process. All of them have the machine's co
 """
 
 import dataclasses
-import datetime
 from math import prod
 
 import torch
@@ -32,27 +31,19 @@ def devices() -> tuple[str, ...]:
 def run(options: Options) -> Results:
     """Measure every case. Raises UsageError where the memory is too small for one."""
     chosen = _shared.chosen({name: ENTRIES[name] for name in OPTIMIZERS}, options, BASELINE)
-    wanted = [(w, d, m) for w in options.workloads for d in options.dtypes for m in options.momentum]
-    for workload, dtype, momentum in wanted:
-        part = _shared.taking_part(chosen, momentum, len(WORKLOADS[workload](options.quick)))
-        itemsize = getattr(torch, dtype).itemsize
-        _shared.check_memory(options, workload, dtype, itemsize, part, _machine.available_bytes())
+    free = _machine.available_bytes()
+    wanted = _shared.cases(options, chosen, lambda dtype: getattr(torch, dtype).itemsize, free)
     options = dataclasses.replace(options, threads=options.threads or 1)
     with Progress(len(wanted)) as progress:
         cases = tuple(_case(options, chosen, *case, progress) for case in wanted)
-    return Results(
-        framework="torch_sharded",
-        device=options.device,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=options.command(),
-        quick=options.quick,
-        rounds=options.rounds,
+    return _shared.results(
+        "torch_sharded",
+        options,
+        ENTRIES[BASELINE],
+        cases,
         threads=options.threads,
-        seed=options.seed,
-        baseline=ENTRIES[BASELINE].label,
-        machine={**_machine.machine(), "processes": PROCESSES},
         versions=_machine.versions(("torch",), ()),
-        cases=cases,
+        processes=PROCESSES,
     )
 
 

@@ -18,7 +18,7 @@ STEPS = 5
 WAYS = ("terms", "averaged", "whole", "turned")
 
 
-def _made(name: str) -> tuple[list[torch.nn.Parameter], Adafactor]:
+def _made(name: str) -> tuple[list[Any], Adafactor]:
     params = [torch.nn.Parameter(runs.laid(name, i, x)) for i, x in enumerate(runs.start(torch.float64, SHAPES))]
     # A common factor of all gradients would not show without an eps1 of their size.
     return params, Adafactor([(f"p{i}", p) for i, p in enumerate(params)], lr=0.05, beta1=0.9, eps1=0.3)
@@ -50,7 +50,7 @@ def arriving(name: str, way: str) -> tuple[float, dict[str, int]]:
         for i, whole in enumerate(runs.gradients(t, torch.float64, SHAPES)):
             missing = (t + i) % dist.get_world_size() == dist.get_rank()
             grad = _arriving(params[i], whole.clone(), way, missing)
-            theirs[i].grad = grad.redistribute(placements=params[i].placements).full_tensor()  # type: ignore[attr-defined]
+            theirs[i].grad = grad.redistribute(placements=params[i].placements).full_tensor()
             params[i].grad = None if missing else grad
         optimizer.step()
         plain.step()

@@ -31,7 +31,7 @@ def _made(name: str, shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float
     return Adafactor([(f"p{i}", p) for i, p in enumerate(params)], **{"lr": 0.05, **fields})
 
 
-def _params(optimizer: Adafactor) -> list[Tensor]:
+def _params(optimizer: Adafactor) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -53,10 +53,10 @@ def missing_here(name: str, fused: bool) -> float:
         whole: list[Tensor | None] = list(runs.gradients(t, torch.float64, SHAPES))
         _give(name, optimizer, whole)
         for i, p in enumerate(_params(optimizer)):
-            if i % 2 == t % 2 and not any(placement.is_replicate() for placement in p.placements):  # type: ignore[attr-defined]
+            if i % 2 == t % 2 and not any(placement.is_replicate() for placement in p.placements):
                 if without:
                     runs.local(p.grad).zero_()
-                whole[i] = p.grad.full_tensor()  # type: ignore[union-attr]
+                whole[i] = p.grad.full_tensor()
                 p.grad = None if without else p.grad
         _give("plain", plain, whole)
         optimizer.step()
@@ -102,13 +102,13 @@ def skipped(name: str, fused: bool) -> tuple[float, list[int], list[float], floa
 
 def found_inf(name: str, fused: bool) -> bool:
     """Whether a step is left out on all processes where a GradScaler says so on one, and the next is taken."""
-    optimizer = _made(name, SOME, fused=fused)
+    optimizer: Any = _made(name, SOME, fused=fused)
     before = [runs.local(p).clone() for p in _params(optimizer)]
     alike = []
     for bad in (True, False):
         _give(name, optimizer, list(runs.gradients(1, torch.float64, SOME)))
         found = torch.tensor(float(bad and dist.get_rank() == 1))
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), found  # type: ignore[attr-defined]
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), found
         optimizer.step()
         pairs = zip(_params(optimizer), before, strict=True)
         alike.append(all(torch.equal(runs.local(p), old) for p, old in pairs if old.numel()))
@@ -160,12 +160,12 @@ def placed() -> None:
     optimizer = _made("row", ((13, 27), (6, 5, 9), (27,)), beta1=0.9, amsgrad=True)
     runs.advance("row", optimizer, 1, 1)
     matrix, _, vector = (optimizer.state[p] for p in _params(optimizer))
-    rows, columns = _params(optimizer)[0].placements  # type: ignore[attr-defined]
+    rows, columns = _params(optimizer)[0].placements
     assert matrix["v_row"].placements == (rows, Replicate()) and matrix["v_row"].shape == (13, 1)
     assert matrix["v_col"].placements == (Replicate(), columns) and matrix["v_col"].shape == (1, 27)
     for entry in ("m", "v_max"):
         assert matrix[entry].placements == (rows, columns) and matrix[entry].shape == (13, 27)
-    assert vector["v"].placements == _params(optimizer)[2].placements  # type: ignore[attr-defined]
+    assert vector["v"].placements == _params(optimizer)[2].placements
     assert not isinstance(matrix["step"], DTensor) and float(matrix["step"]) == 1.0
 
 

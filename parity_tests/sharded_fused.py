@@ -42,7 +42,8 @@ def without_library(name: str) -> tuple[float, int]:
     with mock.patch.object(_native, "library", (lambda unit: None) if last else _native.library):
         runs.advance(name, optimizer, 1, 3)
     runs.advance("plain", plain, 1, 3)
-    return _error((optimizer, plain)), len(optimizer._engine._sharded._compiled.compiled.rows)  # type: ignore[union-attr]
+    engine: Any = optimizer._engine
+    return _error((optimizer, plain)), len(engine._sharded._compiled.compiled.rows)
 
 
 def thawed(name: str) -> float:

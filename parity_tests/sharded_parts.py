@@ -5,7 +5,7 @@ What processes would add up between them is added up here, so that this runs on 
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,6 +87,12 @@ class Flags:
         return torch.tensor([place not in self._out for place in places], device=DEVICE)
 
 
+def steps_of(held: list[Held], flags: Any, amp: Amp = NO_AMP) -> Iterator[Any]:
+    """The step of the kernels, over these wires."""
+    wires: Any = Wires()
+    return _fused_sharded.steps(held, flags, wires, amp)
+
+
 class Parts:
     """Parameters as the processes of the mesh hold them."""
 
@@ -95,22 +101,22 @@ class Parts:
         lays = [[Lay(work.setting.plan, splits, rank, **how) for work in works] for rank in self._ranks]
         self.of_rank = [[self._part(*one) for one in zip(works, own, range(len(works)), strict=True)] for own in lays]
 
-    def _part(self, work: Work, lay: Lay, place: int) -> Held:
+    def _part(self, work: Work, lay: Any, place: int) -> Held:
         plan = work.setting.plan
         state = {name: lay.cut(x, reduced_axes(name, plan)).clone() if x.ndim else x for name, x in work.state.items()}
         part = Work(lay.cut(work.p).clone(), lay.cut(work.grad).clone(), state, work.setting, work.now)
         if work.telemetry is not None:
             part.telemetry = torch.zeros((_indices_of(lay.plan), 4), device=DEVICE)
-        return Held(part, lay, place, part.p)  # type: ignore[arg-type]
+        return Held(part, lay, place, part.p)
 
     def step(self, amp: Amp = NO_AMP, *out: int) -> list[list[int]]:
         """One step with the numbers and the gradients of the whole; how many sums were asked for at each pause."""
         for parts in self.of_rank:
             for one in parts:
-                work, whole = one.work, self.works[one.place]
+                work, whole, lay = one.work, self.works[one.place], cast(Lay, one.lay)
                 work.now, work.key, work.maximize = whole.now, whole.key, whole.maximize
-                work.grad.copy_(one.lay.cut(whole.grad))  # type: ignore[attr-defined]
-        running = [_fused_sharded.steps(parts, Flags(*out), Wires(), amp) for parts in self.of_rank]  # type: ignore[arg-type]
+                work.grad.copy_(lay.cut(whole.grad))
+        running = [steps_of(parts, Flags(*out), amp) for parts in self.of_rank]
         asked = []
         for _ in range(3):
             values: list[Any] = [next(steps) for steps in running]

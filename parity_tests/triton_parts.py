@@ -10,13 +10,13 @@ from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle
 from adafactor_spec.factoring import explicit
-from adafactor_torch import _fused, _fused_sharded
+from adafactor_torch import _fused
 from adafactor_torch._canonical import reduced_axes
 from adafactor_torch._fused import step
 from adafactor_torch._phases import NO_AMP, Amp, Work
 from adafactor_torch._sharded_flags import Flags as SharedFlags
 from adafactor_torch._sharded_held import Held
-from parity_tests.sharded_parts import SPLITS, Flags, Lay, Parts, Splits, Wires
+from parity_tests.sharded_parts import SPLITS, Flags, Lay, Parts, Splits, Wires, steps_of
 from parity_tests.test_torch_sharded_flags import NoLists, Operators
 from parity_tests.torch_runs import FLOAT64, GAPS, Shape, bits
 from parity_tests.triton_runs import (
@@ -174,7 +174,7 @@ def test_the_statistics_say_whose_gradient_is_bad() -> None:
     parts.step()
     for held, expected in zip(parts.of_rank, ([False, True], [False, False]), strict=True):
         flags = Flags(checks=True)
-        phases = _fused_sharded.steps(held, flags, Wires(), NO_AMP)  # type: ignore[arg-type]
+        phases = steps_of(held, flags)
         next(phases)
         assert flags.bad == dict(enumerate(expected))
 
@@ -197,8 +197,9 @@ def test_a_device_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [one.work for one in held]
     for _ in (1, 2):
         with NoLists(), Operators():
-            flags = SharedFlags(parts, [one.lay for one in held], [part.grad for part in parts], Wires(), NO_AMP)  # type: ignore[arg-type]
-            phases = _fused_sharded.steps(held, flags, Wires(), NO_AMP)  # type: ignore[arg-type]
+            wires: Any = Wires()
+            flags = SharedFlags(parts, [one.lay for one in held], [part.grad for part in parts], wires, NO_AMP)
+            phases = steps_of(held, flags)
             next(phases)
             flags.ask()
             assert len(list(phases)) == 2
