@@ -9,7 +9,7 @@ import torch
 from adafactor_spec import dtypes
 
 from ._compiled_rows import TASK, WORD, Row
-from ._phases import Amp, Setting, Work
+from ._phases import Amp, Setting, Work, mark_written
 
 _FIELDS = {
     "rho": "rho",
@@ -73,7 +73,7 @@ class Table:
         if self._copies:
             for row in self.rows:
                 row.copy_back()
-        torch.autograd.graph.increment_version([work.p for work in works])
+        mark_written(works)
         for row, version in zip(self.rows, self._versions(works), strict=True):
             row.version = version
         surprised = bool(self._surprised.any())

@@ -21,7 +21,7 @@ from adafactor_spec import Numbers
 from . import _triton_tiles as tiles
 from ._fused_stages import stages
 from ._fused_tables import Entry, entry
-from ._phases import NO_AMP, Amp, Work, update
+from ._phases import NO_AMP, Amp, Work, mark_written, update
 
 # Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
@@ -54,6 +54,7 @@ def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
         for group in _groups(works, amp, capturing):
             for _ in group.step(works, amp, capturing):
                 pass  # whole parameters have one stage
+        mark_written(works)
 
 
 def is_captured(works: Sequence[Work]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _triton_tiles as tiles
 from ._fused import Group, Room, alike, is_captured, remembered, signature_of, wide_of
 from ._fused_tables import Entry, Part, entry
-from ._phases import Amp
+from ._phases import Amp, mark_written
 from ._sharded import Lay
 from ._sharded_flags import Flags
 from ._sharded_held import Held
@@ -44,7 +44,7 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
             _leave_out(group, flags.good([held[i].place for i in group.members]))
     for phases in running:
         next(phases, None)
-    torch.autograd.graph.increment_version([work.p for work in works])
+    mark_written(works)
 
 
 def _leave_out(group: Group, good: Tensor | None) -> None:

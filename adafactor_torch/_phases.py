@@ -7,6 +7,7 @@ after the first, of u^2 after the second. Nothing is read back to the host: the 
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -140,6 +141,14 @@ class Amp(NamedTuple):
 
 
 NO_AMP = Amp()
+
+
+def mark_written(works: Sequence[Work]) -> None:
+    """Raise the version counters of parameters, for whoever writes them without torch's operators, which do it.
+
+    By it autograd sees that a weight which it has saved for a backward pass is another one by then.
+    """
+    torch.autograd.graph.increment_version([work.p for work in works])
 
 
 def torch_dtype(name: str) -> torch.dtype:

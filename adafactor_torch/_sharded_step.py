@@ -16,12 +16,11 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import _sharded_stacks
 from ._compiled_parts import CompiledParts
-from ._phases import NO_GRADIENT, Amp, Setting, Work
+from ._phases import NO_GRADIENT, Amp, Setting, Work, mark_written
 from ._sharded import Lay
 from ._sharded_flags import Flags
 from ._sharded_gradients import Gradients
@@ -87,7 +86,7 @@ class Sharded:
         for pause in range(PAUSES):
             asked = [one for path in paths for one in next(path)]
             self._wires.add([*asked, *flags.ask()] if pause == 0 else asked)
-        torch.autograd.graph.increment_version([work.p for work in works])  # now: paths may remember the versions
+        mark_written(works)  # now: paths may remember the versions
         for path in paths:
             next(path, None)
         flags.settle()

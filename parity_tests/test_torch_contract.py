@@ -83,6 +83,19 @@ def test_an_error_in_the_closure_changes_nothing() -> None:
     assert snapshot(optimizer) == before
 
 
+@pytest.mark.parametrize("path", [{"foreach": False}, {}, {"fused": True}], ids=["plain", "eager", "compiled"])
+@pytest.mark.parametrize("shape", [(6, 5), (300, 200)], ids=str)  # eager: in a stack, and in blocks
+def test_autograd_sees_that_weights_are_written(shape: tuple[int, int], path: dict[str, Any]) -> None:
+    p, x = torch.nn.Parameter(torch.ones(shape)), torch.ones(shape, requires_grad=True)
+    optimizer = Adafactor([p], **path)
+    for _ in range(3):
+        loss = (x * p).sum()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_zero_grad() -> None:
     optimizer = Adafactor(parameters())
     set_gradients(1, all_parameters(optimizer))

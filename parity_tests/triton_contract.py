@@ -96,6 +96,20 @@ def test_nothing_is_read_back() -> None:
             group._tell([works[i] for i in group.members], False)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "every second"])
+def test_autograd_sees_that_weights_are_written(layout: str) -> None:
+    """The kernels write them without torch, which by itself would take what a graph has saved for unchanged."""
+    (work,) = works = few("paper", torch.float32, [(4, 6)])
+    if layout != "contiguous":
+        (work,) = works = [work_of(work.setting.recipe, LAYOUTS[layout](work.p))]
+    x = torch.ones((4, 6), device=DEVICE, requires_grad=True)
+    loss = (x * work.p).sum()
+    set_step(works, 1)
+    step(works)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 class NoReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "equal", "nonzero"), func

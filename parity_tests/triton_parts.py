@@ -149,6 +149,15 @@ def test_an_element_takes_the_random_bits_that_it_takes_in_the_whole(splits: str
             assert torch.equal(x, lay.cut(works[place].p))
 
 
+def test_autograd_sees_that_parts_are_written() -> None:
+    parts = Parts(made("paper", torch.float32, [(4, 6)]), SPLITS["rows"])
+    held = [one.work.p for own in parts.of_rank for one in own]
+    versions = [p._version for p in held]
+    set_step(parts.works, 1)
+    parts.step()
+    assert all(p._version > before for p, before in zip(held, versions, strict=True))
+
+
 def test_a_step_that_is_left_out_changes_nothing() -> None:
     first, second = (made("average of updates", torch.float32, SHAPES[:2], telemetry=True) for _ in "12")
     parts, others = Parts(first, SPLITS["rows"]), Parts(second, SPLITS["rows"])
