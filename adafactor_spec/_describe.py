@@ -1,22 +1,69 @@
 """A recipe in words and equations: the row of a table, the whole step, and what differs between two."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from . import _formulas, factoring, schedules
 from ._formulas import amount, cases, formula, number, times
 from ._names import per_name
 from .errors import refusal
 
-if TYPE_CHECKING:
-    from ._recipe import Recipe
-
 COLUMNS = ("step size", "decay", "factoring", "eps", "momentum", "clipping", "weight decay", "state dtype")
 MOMENTUM_OF = {"grad": "gradient", "update": "update", "step": "step"}
 Section = tuple[str, list[str]]
+Schedule = schedules.ScalarOrSchedule
 
 
-def summary(recipe: "Recipe") -> dict[str, str]:
+class RecipeFields(Protocol):
+    """What this module reads of a `Recipe`. `Recipe.describe` calls this module, which therefore cannot import it."""
+
+    @property
+    def lr(self) -> Schedule | None: ...
+    @property
+    def relative_step(self) -> bool: ...
+    @property
+    def multiply_by_parameter_scale(self) -> bool | per_name: ...
+    @property
+    def eps2(self) -> float: ...
+    @property
+    def max_parameter_scale(self) -> float | None: ...
+    @property
+    def beta2(self) -> Schedule: ...
+    @property
+    def factoring(self) -> factoring.Rule: ...
+    @property
+    def eps1(self) -> float | None: ...
+    @property
+    def eps1_mode(self) -> str: ...
+    @property
+    def amsgrad(self) -> bool: ...
+    @property
+    def clipping_threshold(self) -> float | None: ...
+    @property
+    def beta1(self) -> Schedule | None: ...
+    @property
+    def momentum_of(self) -> str: ...
+    @property
+    def debias(self) -> bool: ...
+    @property
+    def momentum_dtype(self) -> str | None: ...
+    @property
+    def momentum_rounding(self) -> str: ...
+    @property
+    def weight_decay(self) -> Schedule | per_name: ...
+    @property
+    def weight_decay_by(self) -> str | float: ...
+    @property
+    def decay_before_scale(self) -> bool: ...
+    @property
+    def state_dtype(self) -> str | None: ...
+    @property
+    def decays(self) -> bool: ...
+    @property
+    def rho(self) -> Schedule: ...
+
+
+def summary(recipe: RecipeFields) -> dict[str, str]:
     """One short phrase for each of `COLUMNS`."""
     eps = _eps(recipe)
     texts = (
@@ -33,7 +80,7 @@ def summary(recipe: "Recipe") -> dict[str, str]:
     return dict(zip(COLUMNS, texts, strict=True))
 
 
-def describe(recipe: "Recipe") -> str:
+def describe(recipe: RecipeFields) -> str:
     """See `Recipe.describe`."""
     lines = [*_notation(recipe)]
     for heading, equations in _step(recipe):
@@ -45,7 +92,7 @@ def describe(recipe: "Recipe") -> str:
     return "\n".join(lines)
 
 
-def diff(recipe: "Recipe", other: "Recipe") -> dict[str, tuple[Any, Any]]:
+def diff(recipe: RecipeFields, other: RecipeFields) -> dict[str, tuple[Any, Any]]:
     """See `Recipe.diff`."""
     if not isinstance(other, type(recipe)):
         remedy = f"Use recipes.resolve({other!r})." if isinstance(other, str) else ""
@@ -57,31 +104,31 @@ def diff(recipe: "Recipe", other: "Recipe") -> dict[str, tuple[Any, Any]]:
 # --- The phrases -----------------------------------------------------------------------------------------------------
 
 
-def _rho(recipe: "Recipe") -> str | schedules.ScalarOrSchedule:
+def _rho(recipe: RecipeFields) -> str | Schedule:
     if recipe.lr is None:
         return "min(lr (to be given), t^-1/2)" if recipe.relative_step else "lr (to be given)"
     return recipe.rho
 
 
-def _scale(recipe: "Recipe", rms: str) -> str:
+def _scale(recipe: RecipeFields, rms: str) -> str:
     if recipe.max_parameter_scale is None:
         return f"max({number(recipe.eps2)}, {rms})"
     return f"clip({rms}, {number(recipe.eps2)}, {number(recipe.max_parameter_scale)})"
 
 
-def _scale_or_not(recipe: "Recipe", rms: str) -> str:
+def _scale_or_not(recipe: RecipeFields, rms: str) -> str:
     return str(amount(recipe.multiply_by_parameter_scale, lambda on: _scale(recipe, rms) if on else "1"))
 
 
-def _eps(recipe: "Recipe") -> str:
+def _eps(recipe: RecipeFields) -> str:
     return "eps(dtype)" if recipe.eps1 is None else number(recipe.eps1)
 
 
-def _clips(recipe: "Recipe") -> bool:
+def _clips(recipe: RecipeFields) -> bool:
     return recipe.clipping_threshold not in (None, float("inf"))
 
 
-def _momentum(recipe: "Recipe") -> str:
+def _momentum(recipe: RecipeFields) -> str:
     if recipe.beta1 is None:
         return "none"
     rounds = {"store": "", "use": "rounded before use", "decay": "its decay rounded"}[recipe.momentum_rounding]
@@ -90,19 +137,19 @@ def _momentum(recipe: "Recipe") -> str:
     return ", ".join(part for part in (of, "debiased" * recipe.debias, recipe.momentum_dtype, rounds) if part)
 
 
-def _rounds(recipe: "Recipe") -> bool:
+def _rounds(recipe: RecipeFields) -> bool:
     """Whether the first moment can be kept in a narrower dtype than that of the arithmetic."""
     return recipe.momentum_dtype is not None or recipe.state_dtype == "param"
 
 
-def _decay(recipe: "Recipe") -> str:
+def _decay(recipe: RecipeFields) -> str:
     wd = amount(recipe.weight_decay) if recipe.decays else "wd"
     c = f"L2: g + {times(wd, 'p')}" if recipe.weight_decay_by == "grad" else _c(recipe, wd)
     c += ", before RMS(p)" if recipe.decay_before_scale else ""
     return c if recipe.decays else f"off ({c})"
 
 
-def _c(recipe: "Recipe", wd: str | schedules.ScalarOrSchedule) -> str:
+def _c(recipe: RecipeFields, wd: str | schedules.ScalarOrSchedule) -> str:
     """c in p - update - c * p."""
     by = recipe.weight_decay_by
     if by in ("one", "grad"):
@@ -113,7 +160,7 @@ def _c(recipe: "Recipe", wd: str | schedules.ScalarOrSchedule) -> str:
 # --- The whole step --------------------------------------------------------------------------------------------------
 
 
-def _notation(recipe: "Recipe") -> Iterator[str]:
+def _notation(recipe: RecipeFields) -> Iterator[str]:
     yield "One step of p with gradient g, at t = 1, 2, ...; RMS(x) = sqrt(mean(x^2)):"
     if recipe.eps1 is None:
         yield "  eps(dtype) is the machine epsilon of the parameter's own dtype."
@@ -121,7 +168,7 @@ def _notation(recipe: "Recipe") -> Iterator[str]:
         yield "  Every index of the batch axes is a parameter of its own: means and RMS are taken within it."
 
 
-def _step(recipe: "Recipe") -> Iterator[Section]:
+def _step(recipe: RecipeFields) -> Iterator[Section]:
     """Headings and equations in the order of `oracle.step`."""
     if recipe.decays and recipe.weight_decay_by == "grad":
         yield "weight decay, a part of the gradient", [*_decay_lines(recipe), "g = g + c * p"]
@@ -146,7 +193,7 @@ def _step(recipe: "Recipe") -> Iterator[Section]:
     yield "parameter, rounded once to its dtype", [*lines, f"p = p - {update}"]
 
 
-def _second_moment(recipe: "Recipe") -> Iterator[Section]:
+def _second_moment(recipe: RecipeFields) -> Iterator[Section]:
     floor = _eps(recipe) if recipe.eps1_mode == "floor" else ""
     mix = "{0} = beta2 * {0} + (1 - beta2) * {1}".format
     lines = [f"beta2 = {formula(recipe.beta2)}", "s = g^2" if floor else f"s = g^2 + {_eps(recipe)}"]
@@ -166,11 +213,11 @@ def _second_moment(recipe: "Recipe") -> Iterator[Section]:
     yield f"second moment, kept in {_kept(recipe)}", lines
 
 
-def _kept(recipe: "Recipe") -> str:
+def _kept(recipe: RecipeFields) -> str:
     return "the parameter's dtype (float32 for float16)" if recipe.state_dtype == "param" else "float32 or wider"
 
 
-def _update(recipe: "Recipe", x: str) -> Iterator[str]:
+def _update(recipe: RecipeFields, x: str) -> Iterator[str]:
     root = "sqrt(V)" if recipe.eps1_mode == "add" else f"max(sqrt(V), {_eps(recipe)})"
     if recipe.amsgrad:
         root = f"(sqrt(V_max / (1 - beta2^t)) + {_eps(recipe)})"
@@ -180,7 +227,7 @@ def _update(recipe: "Recipe", x: str) -> Iterator[str]:
         yield "u = u / max(1, RMS(u))" if threshold == "1" else f"u = u / max(1, RMS(u) / {threshold})"
 
 
-def _first_moment(recipe: "Recipe", x: str) -> Iterator[Section]:
+def _first_moment(recipe: RecipeFields, x: str) -> Iterator[Section]:
     rounding = recipe.momentum_rounding if _rounds(recipe) else "store"
     mixed = {
         "store": f"m = beta1 * m + (1 - beta1) * {x}",
@@ -195,11 +242,11 @@ def _first_moment(recipe: "Recipe", x: str) -> Iterator[Section]:
     )
 
 
-def _used(recipe: "Recipe") -> str:
+def _used(recipe: RecipeFields) -> str:
     return "m / (1 - beta1^t)" if recipe.debias else "m"
 
 
-def _step_size(recipe: "Recipe") -> Iterator[str]:
+def _step_size(recipe: RecipeFields) -> Iterator[str]:
     yield f"lr = {'(to be given)' if recipe.lr is None else formula(recipe.lr)}"
     rho = "min(lr, t^-1/2)" if recipe.relative_step else "lr"
     rms = "RMS(p)"
@@ -214,7 +261,7 @@ def _step_size(recipe: "Recipe") -> Iterator[str]:
         yield f"alpha = {times(rho, _scale(recipe, rms) if scaled else '1')}"
 
 
-def _decay_lines(recipe: "Recipe") -> Iterator[str]:
+def _decay_lines(recipe: RecipeFields) -> Iterator[str]:
     if isinstance(recipe.weight_decay, per_name):
         yield from (f"wd = {case}" for case in cases(recipe.weight_decay, formula))
         yield f"c = {_c(recipe, 'wd')}"

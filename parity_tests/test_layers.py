@@ -31,6 +31,8 @@ import sys
 from importlinter.cli import lint_imports
 sys.exit(lint_imports(no_cache=True))
 """
+# In the module `_part` of `write_packages`, which `_other` imports. An import that is for types only counts, too.
+CIRCLE = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ._other import x"
 
 
 def python(code: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -48,11 +50,12 @@ def imported_with(package: str, folder: Path = ROOT) -> set[str]:
 
 
 def write_packages(folder: Path, **sources: str) -> None:
-    """Writes a stand-in for each of our packages, with the given source in a private module of it."""
+    """Writes a stand-in for each of our packages: the given source in a private module, which another one imports."""
     for package in PACKAGES:
         (folder / package).mkdir()
         (folder / package / "__init__.py").touch()
         (folder / package / "_part.py").write_text(sources.get(package, ""))
+        (folder / package / "_other.py").write_text("from . import _part")
 
 
 def test_spec_needs_numpy_only() -> None:
@@ -89,6 +92,9 @@ def test_lint_imports() -> None:
         ("adafactor_spec", "import torch", "adafactor_spec knows no framework"),
         ("adafactor_spec", "def f():\n    import jax.numpy", "adafactor_spec knows no framework"),
         ("adafactor_spec", "import adafactor_jax", "The packages are layers"),
+        ("adafactor_spec", CIRCLE, "No modules import each other in a circle"),
+        ("adafactor_jax", CIRCLE, "No modules import each other in a circle"),
+        ("adafactor_parity", CIRCLE, "No modules import each other in a circle"),
         ("adafactor_jax", "import torch", "adafactor_jax does not know torch"),
         ("adafactor_jax", "import adafactor_torch", "The packages are layers"),
         ("adafactor_jax", "import adafactor_parity", "The packages are layers"),
