@@ -8,8 +8,9 @@ from typing import Any
 
 from adafactor_parity._errors import UsageError
 
-from . import _options, _page, _table
-from ._workloads import WORKLOADS
+from .measure import options as checked
+from .measure.workloads import WORKLOADS
+from .report import page, table
 
 WRONG_USAGE, INTERRUPTED = 2, 130
 
@@ -27,14 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    framework = importlib.import_module(f"._{_options.framework(parsed.framework)}", __package__)
-    options = _options.check(parsed, framework.OPTIMIZERS, framework.devices())
+    framework = importlib.import_module(f".{checked.FRAMEWORKS[checked.framework(parsed.framework)]}", __package__)
+    options = checked.check(parsed, framework.OPTIMIZERS, framework.devices())
     results = framework.run(options)
-    _table.show(results)
+    table.show(results)
     if options.json is not None:
-        _options.write("--json", options.json, results.as_json())
+        checked.write("--json", options.json, results.as_json())
     if options.write_docs:
-        for file in _page.write(results):
+        for file in page.write(results):
             print(f"Written: {file}")
     return 0
 
@@ -48,21 +49,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     names: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME"}
-    add("framework", metavar="FRAMEWORK", help=f"{', '.join(_options.FRAMEWORKS)}")
+    add("framework", metavar="FRAMEWORK", help=f"{', '.join(checked.FRAMEWORKS)}")
     add("--workload", **names, help=f"only these: {', '.join(WORKLOADS)}")
-    add("--dtype", **names, help=f"only these: {', '.join(_options.DTYPES)}")
+    add("--dtype", **names, help=f"only these: {', '.join(checked.DTYPES)}")
     add("--momentum", action=argparse.BooleanOptionalAction, help="only with, or only without, a first moment")
     add("--optimizers", **names, help="only these, and AdamW, the baseline; a wrong name is answered with all of them")
-    add("--rounds", default=_options.ROUNDS, metavar="N", help=f"steps of each optimizer ({_options.ROUNDS})")
+    add("--rounds", default=checked.ROUNDS, metavar="N", help=f"steps of each optimizer ({checked.ROUNDS})")
     add("--quick", action="store_true", help="small sizes: shows that everything runs, not how fast")
     add("--threads", metavar="N", help="of torch on the CPU (as many as it takes by itself)")
     add("--device", default="cpu", metavar="NAME", help="cpu, or another one that the framework has (cpu)")
     add("--seed", default=0, metavar="N", help="of the parameters, the gradients and the order in each round (0)")
     add(
         "--patience",
-        default=_options.PATIENCE,
+        default=checked.PATIENCE,
         metavar="SECONDS",
-        help=f"give up on an optimizer whose first two steps take longer ({_options.PATIENCE})",
+        help=f"give up on an optimizer whose first two steps take longer ({checked.PATIENCE})",
     )
     add("--json", metavar="FILE", help="write every figure as JSON")
     add("--write-docs", action="store_true", help="write the framework's page in docs/ and its plot")

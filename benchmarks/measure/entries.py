@@ -1,27 +1,16 @@
-"""What the runs of all frameworks share: who takes part, whether the memory is enough, messages in short."""
+"""Who takes part in a run and in each of its cases, and whether the memory is enough for them."""
 
-import contextlib
-import datetime
-import gc
 import itertools
-import re
-import textwrap
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Protocol, TypeVar
 
 from adafactor_parity._errors import UsageError
 
-from . import _machine
-from ._options import Options
-from ._results import Case, Results
-from ._workloads import WORKLOADS
+from .options import Options
+from .workloads import WORKLOADS
 
-COPY = "copy"  # the machine's own speed, measured in the same rounds
 COPY_NUMBERS, QUICK_COPY_NUMBERS = 2**27, 2**20  # of float32: 512 MiB, beyond every cache, and 4 MiB
-FOLDERS = re.compile(r"(?<![\w./:])/(?:[\w.@+-]+/)+")  # what stands before a file in an absolute path
-LONGEST_MESSAGE = 300  # characters of an error or a warning
 
 
 class TakesPart(Protocol):
@@ -29,6 +18,9 @@ class TakesPart(Protocol):
 
     @property
     def label(self) -> str: ...
+
+    @property
+    def ours(self) -> bool: ...
 
     @property
     def full_states(self) -> int: ...
@@ -54,40 +46,6 @@ def cases(
         part = taking_part(entries, momentum, len(WORKLOADS[workload](options.quick)))
         check_memory(options, workload, dtype, itemsize(dtype), part, free)
     return wanted
-
-
-def results(
-    framework: str,
-    options: Options,
-    baseline: TakesPart,
-    measured: tuple[Case, ...],
-    *,
-    threads: int | None,
-    versions: dict[str, str],
-    **machine: str | int,
-) -> Results:
-    """What has been measured, with where, how and when. `machine` says more of it than is known here."""
-    return Results(
-        framework=framework,
-        device=options.device,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=options.command(),
-        quick=options.quick,
-        rounds=options.rounds,
-        threads=threads,
-        seed=options.seed,
-        baseline=baseline.label,
-        machine={**_machine.machine(), **machine},
-        versions=versions,
-        cases=measured,
-    )
-
-
-def seconds_of(step: Callable[[], object]) -> float:
-    """How long it takes, on the host."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def taking_part(entries: Mapping[str, Entry], momentum: bool, tensors: int) -> dict[str, Entry]:
@@ -119,19 +77,3 @@ def check_memory(
             f"the workload {workload} in {dtype} needs about {need / 2**30:.1f} GiB for {len(entries)} optimizers, "
             f"and {free / 2**30:.1f} GiB are free. Name fewer with --optimizers."
         )
-
-
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """No garbage collection inside, which would meet one of the optimizers."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def in_short(text: str) -> str:
-    """One line that names no folder of the machine that the page was made on."""
-    return textwrap.shorten(FOLDERS.sub("", text), LONGEST_MESSAGE, placeholder=" ...")

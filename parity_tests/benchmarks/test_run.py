@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import _cli, _page
-from benchmarks._patience import patience
-from benchmarks._results import Case, Measured, Results
-from benchmarks._rounds import Spread, bytes_to_move, interleaved, ratio, spread
-from benchmarks._text import rounded
-from benchmarks._torch_memory import peak_bytes, state_bytes
-from benchmarks._torch_optimizers import BASELINE, ENTRIES
-from benchmarks._workloads import WORKLOADS
+from benchmarks import _cli
+from benchmarks.measure.patience import patience
+from benchmarks.measure.results import Case, Measured, Results
+from benchmarks.measure.rounds import Spread, bytes_to_move, interleaved, ratio, spread
+from benchmarks.measure.workloads import WORKLOADS
+from benchmarks.report import page as pages
+from benchmarks.report.figures import rounded
+from benchmarks.torch.memory import peak_bytes, state_bytes
+from benchmarks.torch.optimizers import BASELINE, ENTRIES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 # ------------------------------------------------------------------------------------------------- figures
@@ -250,18 +251,18 @@ def results(device: str = "cpu") -> Results:
 
 
 def test_the_page_has_one_part_for_each_device() -> None:
-    page = _page.replaced("# Performance\n\nBy hand.\n", results())
+    page = pages.replaced("# Performance\n\nBy hand.\n", results())
     assert page.startswith("# Performance\n\nBy hand.\n\n<!-- generated: torch cpu -->\n")
-    both = _page.replaced(page, results("cuda"))
+    both = pages.replaced(page, results("cuda"))
     assert both.startswith(page) and "performance-torch-cuda.png" in both
-    again = _page.replaced(both, replace(results(), date="2001-01-01"))
+    again = pages.replaced(both, replace(results(), date="2001-01-01"))
     assert again == both.replace("2000-01-01", "2001-01-01", 1)
     with pytest.raises(ValueError, match="must have a line"):
-        _page.replaced(page.replace("<!-- end: torch cpu -->", ""), results())
+        pages.replaced(page.replace("<!-- end: torch cpu -->", ""), results())
 
 
 def test_the_page_shows_the_figures() -> None:
-    lines = list(_page.section(results()))
+    lines = list(pages.section(results()))
     assert "| **ours, eager** | **0.75** | **0.75** | 0.3 | 2.00 |" in lines
     assert "| **ours, eager** | 2.00 | 1.00 to 3.00 | 0.75 | 1.25 | 0.3 | 2.00 | 0.5 |" in lines
     assert r"* other fails: ValueError: a\|b" in lines
@@ -271,13 +272,14 @@ def test_the_page_shows_the_figures() -> None:
 def test_the_page_and_its_plot_are_written(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "performance.md").write_text("By hand.")
-    page, plot = _page.write(results(), tmp_path)
+    page, plot = pages.write(results(), tmp_path)
     assert f"images/{plot.name}" in page.read_text(encoding="utf-8")
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_not_torch_needs_no_framework() -> None:
-    modules = "_cli, _page, _plot, _shared, _table"
-    code = f"import sys; from benchmarks import {modules}; print({{'torch', 'jax'}} & set(sys.modules))"
+    modules = "_cli, measure.cases, report.page, report.plot, report.table"
+    imports = "; ".join(f"import benchmarks.{name}" for name in modules.split(", "))
+    code = f"import sys; {imports}; print({{'torch', 'jax'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

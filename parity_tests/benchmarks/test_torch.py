@@ -1,8 +1,8 @@
 """Who has a part in a case of the torch benchmark."""
 
-from benchmarks import _shared
-from benchmarks._torch_optimizers import ENTRIES
-from benchmarks._workloads import WORKLOADS
+from benchmarks.measure import entries
+from benchmarks.measure.workloads import WORKLOADS
+from benchmarks.torch.optimizers import ENTRIES
 
 
 def test_a_step_is_compiled_for_some_tensors_and_not_for_thousands() -> None:
@@ -20,12 +20,12 @@ def test_a_step_is_compiled_for_some_tensors_and_not_for_thousands() -> None:
 
 
 def test_whoever_has_no_part_is_left_out_with_the_reason() -> None:
-    assert _shared.left_out(ENTRIES, momentum=False, tensors=500) == {}
-    assert _shared.taking_part(ENTRIES, momentum=False, tensors=500) == ENTRIES
-    out = _shared.left_out(ENTRIES, momentum=True, tensors=501)
+    assert entries.left_out(ENTRIES, momentum=False, tensors=500) == {}
+    assert entries.taking_part(ENTRIES, momentum=False, tensors=500) == ENTRIES
+    out = entries.left_out(ENTRIES, momentum=True, tensors=501)
     assert out == {
         "torch Adafactor": "has no momentum",
         "ours, compiled step": "takes torch minutes to compile for 501 tensors",
     }
-    part = _shared.taking_part(ENTRIES, momentum=True, tensors=501)
+    part = entries.taking_part(ENTRIES, momentum=True, tensors=501)
     assert ENTRIES.keys() - part.keys() == {"torch-adafactor", "ours-compiled-step"}

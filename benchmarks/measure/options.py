@@ -9,9 +9,9 @@ from pathlib import Path
 from adafactor_parity._errors import wrong
 from adafactor_spec.errors import nearest
 
-from ._workloads import SHARDED, WORKLOADS, usual
+from .workloads import SHARDED, WORKLOADS, usual
 
-FRAMEWORKS = ("torch", "jax", SHARDED)
+FRAMEWORKS = {"torch": "torch.run", "jax": "jax.run", SHARDED: "torch.sharded"}  # and the modules of their runs
 DTYPES = ("float32", "bfloat16")
 ROUNDS, PATIENCE = 15, 300
 # XLA makes its pool of threads when JAX starts, one for each core that the process may use.
@@ -55,7 +55,7 @@ class Options:
 def framework(name: str) -> str:
     """The name of a framework. Raises UsageError for one that has no benchmarks."""
     if name not in FRAMEWORKS:
-        remedy = nearest(name, FRAMEWORKS) or f"Write: python -m benchmarks {FRAMEWORKS[0]}"
+        remedy = nearest(name, tuple(FRAMEWORKS)) or "Write: python -m benchmarks torch"
         raise wrong("FRAMEWORK", f"one of {', '.join(FRAMEWORKS)}", name, remedy)
     return name
 

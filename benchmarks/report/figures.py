@@ -1,6 +1,6 @@
 """Figures as text, the same on the terminal, on the page and in the plot. What is not there is a dash."""
 
-from ._rounds import Spread
+from ..measure.rounds import Spread
 
 NOTHING = "-"
 

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from adafactor_parity import _terminal
 
-from ._columns import columns
-from ._results import Case, Results
+from ..measure.results import Case, Results
+from .columns import columns
 
 WIDTH = _terminal.WIDTH
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ._columns import Column, columns
-from ._options import write as write_text
-from ._results import Case, Results
-from ._text import NOTHING, times
+from ..measure.options import write as write_text
+from ..measure.results import Case, Results
+from .columns import Column, columns
+from .figures import NOTHING, times
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {"torch": "performance.md", "jax": "performance_jax.md", "torch_sharded": "performance_sharded.md"}
 
 
@@ -18,12 +18,12 @@ def write(results: Results, docs: Path = DOCS) -> tuple[Path, Path]:
     Returns:
         The page and the plot.
     """
-    from . import _plot  # matplotlib takes a second to load
+    from . import plot as plots  # matplotlib takes a second to load
 
     page, plot = docs / PAGES[results.framework], docs / "images" / image(results)
     before = page.read_text(encoding="utf-8")
     write_text("--write-docs", page, replaced(before, results))
-    plot.write_bytes(_plot.draw(results))
+    plot.write_bytes(plots.draw(results))
     return page, plot
 
 

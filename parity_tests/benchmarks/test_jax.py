@@ -13,11 +13,14 @@ import optax
 import pytest
 
 from adafactor_parity._errors import UsageError
-from benchmarks import _cli, _options, _page, _shared, _table
-from benchmarks._jax_compiled import Compilations, allocated, counted, tree_bytes, without_cache
-from benchmarks._jax_optimizers import BASELINE, ENTRIES
-from benchmarks._options import Options
-from benchmarks._results import Case, Measured, Results
+from benchmarks import _cli
+from benchmarks.jax.compiled import Compilations, allocated, counted, tree_bytes, without_cache
+from benchmarks.jax.optimizers import BASELINE, ENTRIES
+from benchmarks.measure import entries
+from benchmarks.measure.options import FRAMEWORKS, Options
+from benchmarks.measure.results import Case, Measured, Results
+from benchmarks.report import page as pages
+from benchmarks.report import table
 
 PARAMETERS = 20 * 64 * 64  # of the workload small, made quick: 20 matrices of 64x64
 
@@ -93,7 +96,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, dict[str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENTRIES, "optax-sgd", replace(ENTRIES["optax-sgd"], build=refuse, momentum=(False,)))
         patch.setitem(ENTRIES, "optax-adafactor", replace(ENTRIES["optax-adafactor"], build=unstable))
-        patch.setattr(_page, "write", write)
+        patch.setattr(pages, "write", write)
         words = ["jax", "--quick", "--workload", "small", "--dtype", "float32", "--rounds", "2", "--write-docs"]
         assert _cli.main([*words, "--json", str(file)]) == 0
     return written[0], json.loads(file.read_text(encoding="utf-8"))
@@ -154,18 +157,18 @@ def test_wrong_usage_is_answered(words: list[str], says: str, capsys: pytest.Cap
 
 
 def test_the_baseline_is_in_every_run() -> None:
-    assert list(_shared.chosen(ENTRIES, Options(optimizers=("ours",)), BASELINE)) == [BASELINE, "ours"]
-    assert _shared.chosen(ENTRIES, Options(), BASELINE) == ENTRIES
+    assert list(entries.chosen(ENTRIES, Options(optimizers=("ours",)), BASELINE)) == [BASELINE, "ours"]
+    assert entries.chosen(ENTRIES, Options(), BASELINE) == ENTRIES
 
 
 def test_a_run_that_the_memory_is_too_small_for_is_refused() -> None:
     # 327,680 bytes of parameters: first values, gradients and three temporaries; parameters and a momentum of each, and
     # two moments. Then two arrays of 2^20 float32 numbers that are copied.
-    entries = {name: ENTRIES[name] for name in ("optax-sgd", BASELINE)}
+    two = {name: ENTRIES[name] for name in ("optax-sgd", BASELINE)}
     need = (5 + 2 + 4) * 4 * PARAMETERS + 2 * 4 * 2**20
-    _shared.check_memory(Options(quick=True), "small", "float32", 4, entries, need)
+    entries.check_memory(Options(quick=True), "small", "float32", 4, two, need)
     with pytest.raises(UsageError, match=r"small in float32 needs about .* for 2 optimizers, .*--optimizers"):
-        _shared.check_memory(Options(quick=True), "small", "float32", 4, entries, need - 1)
+        entries.check_memory(Options(quick=True), "small", "float32", 4, two, need - 1)
 
 
 # ------------------------------------------------------------------------------------------------- page
@@ -174,30 +177,30 @@ def test_a_run_that_the_memory_is_too_small_for_is_refused() -> None:
 def test_each_framework_has_its_page_and_keeps_the_others(
     quick: tuple[Results, dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert _page.PAGES.keys() == set(_options.FRAMEWORKS)
+    assert pages.PAGES.keys() == set(FRAMEWORKS)
     (tmp_path / "images").mkdir()
-    for name in _page.PAGES.values():
+    for name in pages.PAGES.values():
         (tmp_path / name).write_text("By hand.\n", encoding="utf-8")
-    page, plot = _page.write(quick[0], tmp_path)
+    page, plot = pages.write(quick[0], tmp_path)
     assert (page.name, plot.name) == ("performance_jax.md", "performance-jax-cpu.png")
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "performance.md").read_text(encoding="utf-8") == "By hand.\n"
     written = page.read_text(encoding="utf-8")
     assert written.startswith("By hand.\n\n<!-- generated: jax cpu -->\n## jax on cpu\n")
     assert f"images/{plot.name}" in written
-    _page.write(quick[0], tmp_path)
+    pages.write(quick[0], tmp_path)
     assert page.read_text(encoding="utf-8") == written
-    assert all((_page.DOCS / name).is_file() for name in _page.PAGES.values())
+    assert all((pages.DOCS / name).is_file() for name in pages.PAGES.values())
 
 
 def test_tables_have_the_columns_of_the_framework(quick: tuple[Results, dict[str, Any]]) -> None:
     head = "|  | ms | quartiles | ratio | × bound | state, % | temporaries, % | donated, % | XLA, s | first step, s |"
-    lines = list(_page.section(quick[0]))
+    lines = list(pages.section(quick[0]))
     assert f"{head} compilations |" in lines
     assert "|  | float32 | float32, momentum | state, % | temporaries, % |" in lines
     assert any("state and temporaries are those of the first column that has one." in line for line in lines)
     assert any(re.match(r".*, \d+ cores, \d+ GiB of memory; .* jax [\d.]+, ", line) for line in lines)
-    shown = [str(column.header) for column in _table.table(quick[0].cases[0]).columns]
+    shown = [str(column.header) for column in table.table(quick[0].cases[0]).columns]
     assert "donated\n%" in shown and "peak\n%" not in shown
 
 

@@ -8,8 +8,8 @@ from matplotlib.patches import Patch
 
 from adafactor_parity import _plot_style as style
 
-from ._results import Case, Measured, Results
-from ._text import times
+from ..measure.results import Case, Measured, Results
+from .figures import times
 
 LONGEST = 6.0  # where a bar is cut, with its figure beside it: one slow peer would make all others look alike
 HEIGHT, BAR = 0.30, 0.40  # inches per optimizer, and of 1 per bar

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ._results import Case, Measured
-from ._text import NOTHING, count, milliseconds, percent, quartiles, rounded, times
+from ..measure.results import Case, Measured
+from .figures import NOTHING, count, milliseconds, percent, quartiles, rounded, times
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 
-from ._rounds import Spread
+from .rounds import Spread
 
 SCHEMA = 1
 
