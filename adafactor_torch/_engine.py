@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named
+from ._memory import has_address
 from ._paths import Paths, triton_path
 from ._phases import Amp, Setting, Work
 from ._release import stepped_in_backward
@@ -171,6 +172,7 @@ class Engine:
             if not known or len(work.state) != 1 + len(work.setting.layout):
                 work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
+                work.by_address &= is_dtensor(work.p) or all(map(has_address, work.state.values()))
             if skips and (there or is_dtensor(work.p)):
                 work.skipped = self._skips_of(work.p)
             if group["telemetry"]:

@@ -13,6 +13,7 @@ from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
 
+from ._memory import called, check_memory
 from ._sharded import check_parts, local_of
 from ._tensor_numbers import check_schedules
 
@@ -160,18 +161,13 @@ def check_group(group: Group) -> None:
                 raise refusal(field, "one that needs no names where parameters have none", value, remedy)
     on_device: dict[tuple[int, torch.device], Recipe] = {}
     for name, p in named(group):
-        who = f"parameter {name!r}" if name else f"parameter of shape {tuple(p.shape)}"
+        who = called(name, p)
+        check_memory(who, p, local_of)
         plan = plan_of(recipe, name, p)
         check_parts(who, p, plan)
         if group["fused"] and p.device.type not in FUSED:
             must = "None or False for parameters on another device than " + " or ".join(FUSED)
             raise refusal("fused", must, True, f"The {who} is on {p.device}.")
-        with torch.no_grad():
-            own = local_of(p)
-        shared = own.numel() and any(n > 1 and step == 0 for n, step in zip(own.shape, own.stride(), strict=True))
-        if shared or own.is_neg():
-            remedy = "Give a copy of its own, p.clone()."
-            raise refusal(f"memory of the {who}", "one number for each element", "a view that is not", remedy)
         if p.dtype not in FLOATS:
             raise refusal(f"dtype of the {who}", "one of " + ", ".join(dtypes.NAMES), str(p.dtype))
         of_name = recipe.for_name(name)

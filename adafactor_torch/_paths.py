@@ -43,7 +43,9 @@ class Paths:
             return
         kinds: dict[str, list[Work]] = {}
         for work in works:
-            kinds.setdefault(work.p.device.type, []).append(work)
+            if work.by_address:
+                kinds.setdefault(work.p.device.type, []).append(work)
+        _plain([work for work in works if not work.by_address], amp)
         for kind, some in kinds.items():
             self._step(group, some, amp, kind)
 
@@ -55,7 +57,11 @@ class Paths:
                 kernels.step(works, amp)
                 return
         if group["foreach"] is False:
-            for work in works:
-                _phases.update(work, amp)
+            _plain(works, amp)
         else:
             _eager.step(works, amp)
+
+
+def _plain(works: list[Work], amp: Amp) -> None:
+    for work in works:
+        _phases.update(work, amp)

@@ -33,6 +33,7 @@ class Setting:
     plan: Plan
     dtype: str  # of the parameter
     rounding: str = "nearest"
+    by_address: bool = True  # kernels may read and write it there; else only torch's operators know what it is
 
     def is_of(self, p: Tensor) -> bool:
         """Whether p still has the shape and the dtype that this was decided for."""
@@ -130,6 +131,7 @@ class Work:
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
     missing: bool = False  # there is no gradient here, but there may be one on another process
+    by_address: bool = True  # also of the gradient
     fused: bool = False  # a sharded one is stepped by its device's fused kernels
 
 

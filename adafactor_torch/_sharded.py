@@ -12,6 +12,7 @@ from adafactor_spec.errors import refusal
 from adafactor_spec.factoring import Plan, Shape
 
 from ._canonical import reduced_axes
+from ._memory import zeros_like
 from ._pieces import Piece
 
 DTensor = Any  # torch.distributed is not imported for its name: one exists only where somebody has imported its module
@@ -82,7 +83,7 @@ def check_parts(who: str, p: Tensor, plan: Plan) -> None:
 def zeros_for(p: Tensor, entry: str, plan: Plan, shape: Shape, dtype: torch.dtype) -> Tensor:
     """A new tensor of the state of p: placed like p, but replicated along the axes that it has at size 1."""
     if not is_dtensor(p):
-        return torch.zeros(shape, dtype=dtype, device=p.device)
+        return zeros_like(p, shape, dtype)
     placements = state_placements(p, entry, plan)
     local, reduced = local_of(p), reduced_axes(entry, plan)
     sizes = shape if plan.view else [1 if axis in reduced else size for axis, size in enumerate(local.shape)]

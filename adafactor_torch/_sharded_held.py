@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ._phases import NO_GRADIENT, Work
@@ -16,11 +17,18 @@ class Held(NamedTuple):
     place: int  # of the parameter among all of the step, by which `Flags` knows it
     of: Tensor  # the whole parameter
 
+    def put_back(self, good: Tensor | None) -> None:
+        """Write a part that has been stepped in a copy where it belongs."""
+        part = local_of(self.of)
+        part.copy_(self.work.p if good is None else torch.where(good, self.work.p, part))
+
 
 def held(work: Work, lay: Lay, place: int) -> Held:
     """That of a parameter, still without what is of a step alone."""
-    state = {name: local_of(x) for name, x in work.state.items()}
-    here = Work(local_of(work.p), NO_GRADIENT, state, work.setting, work.now, maximize=work.maximize, fused=work.fused)
+    state, p = {name: local_of(x) for name, x in work.state.items()}, local_of(work.p)
+    if not work.setting.by_address:  # of a class that only torch's operators can read
+        p = torch.empty(p.shape, dtype=p.dtype, device=p.device)
+    here = Work(p, NO_GRADIENT, state, work.setting, work.now, maximize=work.maximize, fused=work.fused)
     here.telemetry = work.telemetry
     return Held(here, lay, place, work.p)
 
@@ -28,5 +36,7 @@ def held(work: Work, lay: Lay, place: int) -> Held:
 def take(one: Held, work: Work, grad: Tensor | None) -> None:
     """Take over the numbers of a step, and this part of the gradient, None where there is none here."""
     here = one.work
+    if not here.setting.by_address:
+        here.p.copy_(local_of(one.of))
     here.grad = here.p.new_zeros(()).expand(here.p.shape) if grad is None else grad
     here.now, here.key, here.t = work.now, work.key, work.t

@@ -89,6 +89,9 @@ class Sharded:
         mark_written(works)  # now: paths may remember the versions
         for path in paths:
             next(path, None)
+        for one in known.parts:
+            if not one.work.setting.by_address:
+                one.put_back(flags.good([one.place]))
         flags.settle()
         known.forget_gradients()
         self._before = known

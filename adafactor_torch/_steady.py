@@ -12,6 +12,7 @@ from torch import Tensor
 from adafactor_spec import rounding_key
 
 from ._groups import OPTIONS, Group, form_of, lr_of
+from ._memory import has_address
 from ._phases import NO_GRADIENT, State, Work
 from ._sharded import is_dtensor, local_of, takes_part
 from ._works import Settings, counter_of
@@ -88,7 +89,7 @@ class Steady:
 
 def can_be_steady(group: Group, works: list[Work]) -> bool:
     """Whether a step of a group may be like the one before without a look at its values."""
-    alike = all(work.p.is_cpu and work.t and not work.missing for work in works)
+    alike = all(work.p.is_cpu and work.t and not work.missing and work.by_address for work in works)
     return group["nonfinite"] == "propagate" and alike
 
 
@@ -117,5 +118,5 @@ def _facts_of_part(p: Any, grad: Any, state: State) -> tuple[Any, ...]:
 def _facts_of_tensors(p: Tensor, grad: Tensor) -> tuple[Any, ...]:
     return (
         *(p.data_ptr(), p.shape, p.stride(), p.dtype, p.device),
-        *(grad.shape, grad.stride(), grad.dtype, grad.device, grad.is_neg()),
+        *(p.is_neg(), grad.shape, grad.stride(), grad.dtype, grad.device, grad.is_neg(), has_address(grad)),
     )

@@ -6,8 +6,9 @@ writes and which gradients it reads, and guards on these; everything else is loo
 arithmetic is that of the group's own path, which is faster than the loops that Inductor makes of the plain formulas
 (docs/compile.md has the measurement).
 
-Sharded parameters end the graph: the operator would be one of DTensors, and a graph might order its sums over processes
-otherwise on another process.
+Sharded parameters and those of other tensor subclasses end the graph: the operator would be one of DTensors, and a
+graph might order its sums over processes otherwise on another process; of a tensor that stands for two, each would take
+a step.
 """
 
 import itertools
@@ -20,13 +21,12 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from ._sharded import is_dtensor
-
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
 
 _OPTIMIZERS: "weakref.WeakValueDictionary[int, Adafactor]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def number_of(optimizer: "Adafactor") -> int:
@@ -46,7 +46,7 @@ def step(number: int, groups: Sequence[dict[str, list[Tensor]]]) -> None:
         number: what `number_of` gave the optimizer.
         groups: the optimizer's.
     """
-    if any(is_dtensor(p) for group in groups for p in group["params"]):
+    if any(type(p) not in _ORDINARY for group in groups for p in group["params"]):
         step_between_graphs(number)
         return
     parameters, gradients, positions, position = [], [], [], 0

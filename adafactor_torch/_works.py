@@ -19,8 +19,9 @@ from ._groups import (
     numbers_of,
     plan_of,
 )
+from ._memory import called, check_memory, has_address, outside_modes, zeros_like
 from ._phases import NO_GRADIENT, Setting, State, Work
-from ._sharded import check_current, is_dtensor, is_elsewhere, is_like, laid, takes_part, zeros_for
+from ._sharded import check_current, is_dtensor, is_elsewhere, is_like, laid, local_of, takes_part, zeros_for
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
 Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
@@ -34,7 +35,7 @@ class Settings:
     """The settings of parameters, decided once and again only where something has changed."""
 
     def __init__(self) -> None:
-        self.known: dict[Tensor, tuple[Recipe, str, Setting]] = {}
+        self.known: dict[Tensor, tuple[Recipe, str, Any, Setting]] = {}
         self._forms: dict[tuple[Any, ...], tuple[Recipe, Recipe]] = {}
         self._settings: dict[tuple[Any, ...], Setting] = {}
         self.places: dict[Tensor, tuple[int, int, int]] = {}
@@ -72,11 +73,13 @@ class Settings:
 
     def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> Setting:
         """The setting of one parameter; `form` is its group's recipe as `form_of` gives it."""
-        known = self.known.get(p)
+        known, held = self.known.get(p), local_of(p)
+        where = type(held), held.stride(), held.is_neg()
         if known is not None:
-            of_form, of_rounding, setting = known
-            if of_form is form and of_rounding == rounding and setting.is_of(p):
+            of_form, of_rounding, before, setting = known
+            if of_form is form and of_rounding == rounding and before == where and setting.is_of(p):
                 return setting
+        by_address = check_memory(called(name, p), p, local_of)
         if len(self._forms) >= _MOST_KEPT:  # of a field without a hash, every step makes a new form
             self._forms.clear()
             self._settings.clear()
@@ -85,10 +88,10 @@ class Settings:
         values = (getattr(own, field) for field in PER_NAME)
         key = id(form), *(id(value) if callable(value) else value for value in values)
         own = self._forms.setdefault(key, (form, own))[1]
-        values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding
+        values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding, by_address
         # One object for all parameters of a kind, too.
         setting = self._settings.setdefault((id(own), *values_of[1:]), Setting(*values_of))
-        self.known[p] = (form, rounding, setting)
+        self.known[p] = (form, rounding, where, setting)
         return setting
 
 
@@ -121,7 +124,7 @@ def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
         elif takes_part(p):
             work.append((p, NO_GRADIENT, settings.of(p, name, form, rounding), position))
         else:
-            check_current(f"parameter {name!r}" if name else f"a parameter of shape {tuple(p.shape)}", p)
+            check_current(called(name, p), p)
     return work
 
 
@@ -150,6 +153,7 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
             if setting.stochastic:
                 key = rounding_key(group["seed"], t, index)
         work = Work(p, grad, state, setting, now, key, group["maximize"], counter, t, missing=grad is NO_GRADIENT)
+        work.by_address = setting.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
         work.fused = is_dtensor(p) and is_fused(group, p.device.type)
         works.append(work)
         if there:
@@ -182,7 +186,10 @@ def counter_of(state: State) -> Any:
     So no operator runs and nothing can be a device read; a count on a device is copied, and waited for.
     """
     step = state.get("step")
-    return None if step is None else step.numpy() if step.is_cpu else step.cpu().numpy()
+    if step is None or not step.is_cpu:
+        return None if step is None else step.cpu().numpy()
+    with outside_modes():
+        return step.numpy()
 
 
 def finished(state: State) -> int:
@@ -201,7 +208,7 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     """The state of one parameter with the entries that its setting keeps, those that are new at zero."""
     place = p.device if on_device else "cpu"  # where reading it is no transfer
     if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=place)
+        state["step"] = _no_steps(p, on_device)
     elif state["step"].device != torch.device(place):
         state["step"] = state["step"].to(place)
     layout = setting.layout
@@ -215,6 +222,14 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     return state
 
 
+def _no_steps(p: Tensor, on_device: bool) -> Tensor:
+    """A counter at zero, beside p or where the host reads it. That one is a tensor in memory whatever p is."""
+    if on_device:
+        return zeros_like(local_of(p), (), torch.float32)
+    with outside_modes():
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+
+
 def _check_gradient(name: str, p: Any, grad: Any) -> None:
     alike = is_dtensor(grad) == is_dtensor(p)
     if (
@@ -224,6 +239,7 @@ def _check_gradient(name: str, p: Any, grad: Any) -> None:
         and grad.shape == p.shape
         and grad.dtype in FLOATS
         and grad.device == p.device
+        and (not is_dtensor(grad) or has_address(local_of(grad)))
     ):
         return
     who = f"the gradient of {name!r}" if name else f"the gradient of a parameter of shape {tuple(p.shape)}"
@@ -241,7 +257,9 @@ def _check_gradient(name: str, p: Any, grad: Any) -> None:
     if is_dtensor(grad) and is_dtensor(p) and grad.device_mesh != p.device_mesh:
         remedy = "Redistribute it, or have it made on the mesh of the parameter."
         raise refusal(f"mesh of {who}", str(p.device_mesh), str(grad.device_mesh), remedy)
-    raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
+    if grad.shape != p.shape:
+        raise refusal(f"shape of {who}", str(tuple(p.shape)), tuple(grad.shape))
+    raise refusal(f"part of {who} on this process", "a torch.Tensor", type(local_of(grad)).__name__)
 
 
 def _check_places(p: Tensor, state: State) -> None:
