@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import AS_THE_RECIPE_SAYS, REMEDIES, Recipe, given, per_name, recipes, replace
-from adafactor_spec.errors import refuse_unknown_keywords
+from adafactor_spec.errors import refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
@@ -15,7 +15,9 @@ from . import _state_dict as saved
 from . import _traced as traced
 from ._engine import Engine
 from ._groups import OPTIONS, Group, check_group, completed, group_fields, number_in, split_lr
+from ._phases import State
 from ._release import steps_in_backward
+from ._saved_state import restored
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -246,22 +248,28 @@ class Adafactor(torch.optim.Optimizer):
             ValueError: the state is not that of this optimizer's groups and recipe. Nothing has been changed then.
         """
         groups: list[Group] = []
-        states: dict[Tensor, dict[str, Tensor]] = {}
+        states: dict[Tensor, State] = {}
 
-        def check(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        def check(optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            saved.check_form(given)
             sizes = [[len(g["params"]) for g in which["param_groups"]] for which in (given, vars(optimizer))]
-            if sizes[0] == sizes[1]:  # torch refuses another number by itself
-                groups.extend(saved.decoded(given["param_groups"], optimizer.param_groups))
-                states.update(saved.restored(given, optimizer.param_groups, groups))
+            if sizes[0] != sizes[1]:  # torch refuses another number by itself
+                return given
+            current, numbers = optimizer.param_groups, [key for g in given["param_groups"] for key in g["params"]]
+            saved.check_numbers(given, current)
+            groups.extend(saved.decoded(given["param_groups"], current))
+            states.update(restored(given["state"], numbers, current, groups))
+            return {**given, "state": {}}  # torch would cast a copy of it
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
-            for group, values in zip(optimizer.param_groups, groups, strict=True):
+            for group, loaded in zip(optimizer.param_groups, groups, strict=True):
                 group.pop("format", None)
-                group.update(values)
-            for p, state in states.items():
-                optimizer.state[p] = state
+                group.update({key: loaded[key] for key in saved.KEYS})
+            optimizer.state.update(states)
             self._engine = Engine()
 
+        if not isinstance(state_dict, dict):
+            raise refusal("state_dict", "a dict", state_dict)
         # Registered now, so that `check` comes after a user's hook and `restore` before one.
         hooks = (
             self.register_load_state_dict_pre_hook(check),
@@ -269,6 +277,8 @@ class Adafactor(torch.optim.Optimizer):
         )
         try:
             super().load_state_dict(state_dict)
+        except RecursionError as error:  # of a user's own value in a group, which torch copies
+            raise refusal("state_dict", "nested less deeply", "a value inside itself or nearly so") from error
         finally:
             for hook in hooks:
                 hook.remove()

@@ -217,7 +217,10 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     for entry, (shape, dtype) in layout.items():
         if entry not in state or state[entry].shape != shape:
             state[entry] = zeros_for(p, entry, setting.plan, shape, dtype)
-        elif not is_like(state[entry], p, entry, setting.plan):
+            continue
+        if state[entry].dtype != dtype:
+            state[entry] = state[entry].to(dtype)
+        if not is_like(state[entry], p, entry, setting.plan):
             state[entry] = laid(state[entry], p, entry, setting.plan)
     return state
 
