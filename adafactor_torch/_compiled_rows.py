@@ -29,7 +29,7 @@ TASK = np.dtype(
     + [(name, _ARRAY) for name in _ARRAYS]
     + [(name, WORD) for name in _FLAGS]
     + [(name, "f8") for name in _NUMBERS]
-    + [(name, WORD) for name in ("squares", "known", "surprised", "telemetry")]
+    + [(name, WORD) for name in ("squares", "known", "sum_order", "surprised", "telemetry")]
     + [(name, "f8") for name in ("all_rows", "all_cols", "all")]
     + [(name, WORD) for name in ("first", *SHARES, "norms", "skip")]
 )
@@ -59,6 +59,8 @@ class Row:
         self.version = -1  # of the parameter after the step in which `squares` were summed
         record = self.record = np.zeros((), TASK)
         record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()
+        self._sum_order = np.zeros((), WORD)  # of `squares`, written and read by the C++
+        record["sum_order"] = self._sum_order.ctypes.data
         for name, x in {"p": work.p.detach(), **work.state}.items():
             if name != "step":
                 reduced = reduced_axes(name, plan)

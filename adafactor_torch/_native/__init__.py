@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-_HEADERS = ("phases.h", "plain.h", "parameter.h", "task.h", "formats.h")
+_HEADERS = ("phases.h", "plain.h", "writes.h", "vectors.h", "parameter.h", "parallel.h", "task.h", "formats.h")
 _FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"),
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
     # Products and sums stay apart, as in the plain path: a rounded average can tell. The others allow vectors.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
@@ -51,6 +51,10 @@ def library(unit: str = "step") -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+    own = ctypes.CDLL(None)
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if all(hasattr(own, name) for name in names):
+        loaded.adafactor_threads(*(ctypes.cast(getattr(own, name), ctypes.c_void_p) for name in names))
     loaded.adafactor_task.restype = loaded.adafactor_room.restype = ctypes.c_int64
     return loaded
 

@@ -71,15 +71,15 @@ template <typename T> inline T element(const Array& a, int64_t at) {
   }
 }
 
-template <typename T> inline void load(const Array& a, int64_t at, int64_t s, int n, T* x) {
+template <typename T> inline void load(const Array& a, int64_t at, int64_t s, int64_t n, T* x) {
   if (s == 1 && a.dtype == F32) {
     const float* from = reinterpret_cast<const float*>(a.data) + at;
-    for (int i = 0; i < n; ++i) x[i] = T(from[i]);
+    for (int64_t i = 0; i < n; ++i) x[i] = T(from[i]);
   } else if (s == 1 && a.dtype == BF16) {
     const uint16_t* from = reinterpret_cast<const uint16_t*>(a.data) + at;
-    for (int i = 0; i < n; ++i) x[i] = T(from_bf16(from[i]));
+    for (int64_t i = 0; i < n; ++i) x[i] = T(from_bf16(from[i]));
   } else {
-    for (int i = 0; i < n; ++i) x[i] = element<T>(a, at + i * s);
+    for (int64_t i = 0; i < n; ++i) x[i] = element<T>(a, at + i * s);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "parallel.h"
 #include "task.h"
 
 namespace {
@@ -12,6 +13,8 @@ namespace {
 template <typename Compute, bool ACROSS = false> struct Parameter {
   using T = Compute;
   static constexpr int ALONG = ACROSS ? 1 : 3;  // the axis of a chunk
+  static constexpr bool ONE_PASS = false;       // whether phase 2 reads g once more
+  static constexpr SumOrder SUM_ORDER = ACROSS ? ACROSS_MATRICES : BY_CHUNKS;
   struct Unit { int64_t b, l0, l1, r0, r1; };
   struct Written { double before = 0, after = 0; };     // sums of p^2 of one unit
   struct Step { T alpha, clip; };                       // of one batch index
@@ -43,11 +46,10 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   // f(i) for i < n: every thread has the same part at every call, and goes through it forwards or backwards, so that a
   // phase begins with what the one before has left in the thread's cache.
   template <typename F> void each(int64_t n, F f, bool backwards = false) const {
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && n > 1)
-    for (int64_t t = 0; t < threads; ++t) {
-      const int64_t first = n * t / threads, end = n * (t + 1) / threads;
+    on_threads(n > 1 ? threads : 1, [&](int t) {
+      const int64_t parts = n > 1 ? threads : 1, first = n * t / parts, end = n * (t + 1) / parts;
       for (int64_t i = first; i < end; ++i) f(backwards ? first + end - 1 - i : i);
-    }
+    });
   }
 
   template <typename F> void chunks(const Unit& at, int64_t l, F f) const {
@@ -179,7 +181,15 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       for (int64_t c = first; c < last; ++c)
         as_T(k.col_means)[(b * L + l) * C + c] = T((sums[c - first] + double(added) * double(R)) / k.all_rows);
     else
-      for (int64_t c = first; c < last; ++c) moment(k.v_col, k.v_col.at(b, l, 0, c), sums[c - first] / double(R));
+      for (int64_t c = first; c < last; c += CHUNK) {
+        const int n = int(std::min<int64_t>(CHUNK, last - c));
+        const int64_t at = k.v_col.at(b, l, 0, c);
+        T x[CHUNK];
+        load(k.v_col, at, k.v_col.stride[3], n, x);
+        for (int i = 0; i < n; ++i)
+          x[i] = T(k.beta2) * x[i] + T(k.complement2) * T(sums[c - first + i] / double(R) + double(added));
+        store(k.v_col, at, k.v_col.stride[3], n, x);
+      }
   }
   // The place `at` among `size` of n matrices, from sums of `count` of `all` squares.
   void means_across(char* means, int64_t matrix, int64_t size, int64_t at, int n, const T* sums, T count, T all) const {
@@ -230,7 +240,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   }
 
   void column_roots(int64_t b, int64_t l, T* roots) const {
-    for (int64_t c = 0; c < C; ++c) roots[c] = std::sqrt(element<T>(k.v_col, k.v_col.at(b, l, 0, c)));
+    load(k.v_col, k.v_col.at(b, l, 0, 0), k.v_col.stride[3], C, roots);
+    for (int64_t c = 0; c < C; ++c) roots[c] = std::sqrt(roots[c]);
     if (inverse_columns)
       for (int64_t c = 0; c < C; ++c) roots[c] = T(1) / roots[c];
   }
@@ -376,14 +387,28 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     }
   }
 
-  // C of CHUNK columns of a split matrix, from the sums of its units in their order.
-  void columns_of(int64_t i, const double* room) const {
-    const int64_t per_row = (C + CHUNK - 1) / CHUNK, matrix = i / per_row, first = i % per_row * CHUNK;
-    const int64_t last = std::min(C, first + CHUNK);
-    double sum[CHUNK] = {};
+  // The columns of split matrices, CHUNK at a time.
+  struct ColumnChunk { int64_t b, l, first, last; };
+  const int64_t chunks_of_row = (C + CHUNK - 1) / CHUNK, column_chunks = B * L * chunks_of_row;
+  ColumnChunk column_chunk(int64_t i) const {
+    const int64_t matrix = i / chunks_of_row, first = i % chunks_of_row * CHUNK;
+    return {matrix / L, matrix % L, first, std::min(C, first + CHUNK)};
+  }
+
+  // What the units of the matrix have summed of these columns, in their order.
+  void add_units(const ColumnChunk& at, const double* sums, double* sum) const {
+    std::fill(sum, sum + CHUNK, 0.0);
     for (int64_t j = 0; j < per_matrix; ++j)
-      for (int64_t c = first; c < last; ++c) sum[c - first] += room[(matrix * per_matrix + j) * C + c];
-    col_means(matrix / L, matrix % L, first, last, sum);
+      for (int64_t c = at.first; c < at.last; ++c)
+        sum[c - at.first] += sums[((at.b * L + at.l) * per_matrix + j) * C + c];
+  }
+
+  // C of CHUNK columns of a split matrix.
+  void columns_of(int64_t i, const double* sums) const {
+    const ColumnChunk at = column_chunk(i);
+    double sum[CHUNK];
+    add_units(at, sums, sum);
+    col_means(at.b, at.l, at.first, at.last, sum);
   }
 
   // What the units of a batch index have summed, in their order.

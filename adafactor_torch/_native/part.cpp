@@ -92,7 +92,7 @@ enum Phase : int64_t { BEGIN, MIDDLE, END };
 }  // namespace
 
 // Takes every task through a phase.
-extern "C" void adafactor_phase(const Task* tasks, int64_t count, int64_t threads, double* room, int64_t phase) {
+extern "C" void adafactor_phase(Task* tasks, int64_t count, int64_t threads, double* room, int64_t phase) {
   of_all(tasks, count, threads, [&](const auto& of) {
     if (phase == BEGIN) begin(of, room);
     if (phase == MIDDLE) middle(of);

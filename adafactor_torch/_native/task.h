@@ -9,13 +9,15 @@ namespace {
 constexpr int CHUNK = 512;         // elements in flight: their buffers stay in the first-level cache
 constexpr int LANES = 16;          // independent sums, so that the compiler may use vectors
 constexpr int64_t UNIT = 1 << 16;  // elements of a unit, about
-constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its sums of columns are 1/64 of its size
+constexpr int64_t UNIT_ROWS = 128;  // fewest rows of a split matrix's unit: its two sums of columns take 1/32 of its memory
 constexpr int64_t T_ROWS = 64;      // most rows of which squares are added as T
 
 enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
 enum MomentumRounding : int64_t { STORE, USE, DECAY };
 enum Decay : int64_t { NO_DECAY, BY_GRAD, BY_STEP, BY_ONE };
 enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
+// The orders in which the squares of p are added: of `Parameter` and of `Plain`.
+enum SumOrder : int64_t { UNKNOWN, BY_CHUNKS, ACROSS_MATRICES, BY_HALVES, BY_HALVES_OF_PAIRS };
 
 struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 bytes
   int64_t size[4];
@@ -27,6 +29,7 @@ struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 byte
       threshold, unscale;
   double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
   int64_t known;
+  int64_t* sum_order;   // in which `squares` were added; in another one they would have other last bits
   int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
   float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
 
