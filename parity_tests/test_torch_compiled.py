@@ -19,9 +19,9 @@ Dtypes = tuple[torch.dtype, torch.dtype]  # of the parameter, of its gradient
 # columns and rows that do not fill a group (32 columns, 4 rows), batches.
 SHAPES = {
     "one unit": (61, 43), "columns": (9, 64), "a few": (3, 5), "tall": (1103, 70), "wide": (133, 2083),
-    "row": (1, 70_001), "stack": (2, 1, 300, 230), "small stack": (5, 9, 40), "lead": (2, 40, 33),
+    "row": (1, 70_001), "large stack": (2, 1, 300, 230), "small stack": (5, 9, 40), "lead": (2, 40, 33),
 }  # fmt: skip
-RULE = factoring.by_name({"stack": factoring.explicit(2, 3, 0), "small stack": factoring.explicit(1, 2, 0)})
+RULE = factoring.by_name({"large stack": factoring.explicit(2, 3, 0), "small stack": factoring.explicit(1, 2, 0)})
 RECIPES = {
     "paper": Recipe(factoring=RULE),
     "decay": Recipe(factoring=RULE, weight_decay=0.1, weight_decay_by="one", clipping_threshold=0.1),
@@ -30,7 +30,7 @@ RECIPES = {
 }
 DTYPES: list[Dtypes] = list(itertools.product((torch.float32, torch.bfloat16), repeat=2))
 # All terms of the sum of u^2 are positive, so its relative error is at most that of its terms. In C and in the weighted
-# sums, squares are added in float32 over 64 rows or 16 elements; R, C, 1/sqrt(R) and squares are rounded some ten times.
+# sums, squares are added in float32 over 64 rows or 16 elements. R, C, 1/sqrt(R) and squares are rounded ten times.
 UPDATE_RMS = (2 * 64 + 16) * 2.0**-24
 
 
@@ -102,7 +102,7 @@ def test_a_step_is_that_of_the_reference(name: str, dtypes: Dtypes, rounding: st
     for which, p, q in zip(SHAPES, all_parameters(fused), all_parameters(plain), strict=True):
         x, y = p.detach().double().numpy(), q.detach().double().numpy()
         size = float(np.max(np.abs(y)))
-        # A float32 step differs by some 2^-24 of itself, and each of the two by GAPS of them. A bfloat16 spacing is 2^-8.
+        # A float32 step differs by some 2^-24 of itself, and each of the two by GAPS of them. A bfloat16 ulp is 2^-8.
         near = 2 * GAPS * 2.0**-24 * size
         if dtypes[0] is torch.float32:
             assert np.max(np.abs(x - y)) <= near, which
