@@ -1,7 +1,6 @@
 """The vectorised C++ of float32 and bfloat16 matrices: RMS(u) from phase 1, rounding, threads, carried sums of p^2."""
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ RECIPES = {
     "momentum": Recipe(factoring=RULE, beta1=0.9, debias=True, weight_decay=0.1),
     "momentum of the step": Recipe(factoring=RULE, beta1=0.9, momentum_of="step", momentum_dtype="float32"),
 }
-DTYPES: list[Dtypes] = list(itertools.product((torch.float32, torch.bfloat16), repeat=2))
+DTYPES: list[Dtypes] = [(p, g) for p in (torch.float32, torch.bfloat16) for g in (torch.float32, torch.bfloat16)]
 # All terms of the sum of u^2 are positive, so its relative error is at most that of its terms. In C and in the weighted
 # sums, squares are added in float32 over 64 rows or 16 elements. R, C, 1/sqrt(R) and squares are rounded ten times.
 UPDATE_RMS = (2 * 64 + 16) * 2.0**-24
