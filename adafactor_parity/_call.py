@@ -3,16 +3,20 @@
 import ast
 import inspect
 import math
+import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from adafactor_spec import dtypes
 
-from ._constructors import dotted, is_known
-from ._errors import UsageError
+from ._constructors import brief, dotted, is_known
+from ._errors import UsageError, wrong
 
+LONGEST = 100_000  # characters of a text; a call with a long map of axes has a few thousand
+DEEPEST = 50  # levels of Python's syntax; parameter groups written out have about 15
 _INFINITY = ("math.inf", "np.inf", "numpy.inf", "jnp.inf", "torch.inf")
 _MODULES_OF_DTYPES = ("torch", "jnp", "jax.numpy", "np", "numpy", "tf", "tensorflow", "ml_dtypes")
 _DTYPES = {name: name for name in (*dtypes.NAMES, "int8", "int16")} | {"half": "float16", "double": "float64"}
@@ -47,7 +51,7 @@ class Call:
 
     def source(self, node: ast.expr) -> str:
         """The text of a part, at most 60 characters of it."""
-        return textwrap.shorten(ast.get_source_segment(self.text, node) or ast.unparse(node), 60)
+        return brief(ast.get_source_segment(self.text, node) or ast.unparse(node))
 
 
 def _names_in(node: ast.AST) -> set[str]:
@@ -69,27 +73,29 @@ def read(text: str) -> Call:
     Raises:
         UsageError: it is not Python, or not that.
     """
-    text = textwrap.dedent(text).strip()
+    if not isinstance(text, str):
+        raise wrong("text", "a string", type(text), "Give the source of a call, in quotes.")
+    if len(text) > LONGEST:
+        must = f"one call of at most {LONGEST:,} characters"
+        raise UsageError(f"The text must be {must}, got {len(text):,}. Give the call alone.")
+    # What a file may have around and between its lines: a byte order mark, and the line ends of other systems.
+    text = textwrap.dedent(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not text:
         raise UsageError("The text is empty. Give a call such as transformers.Adafactor(model.parameters(), lr=1e-3).")
-    try:
-        statements = ast.parse(text).body
-    except SyntaxError as error:
-        where = f"line {error.lineno}: " if error.lineno and "\n" in text else ""
-        raise UsageError(f"The text is not Python: {where}{error.msg.rstrip('?')}.") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a null byte, or nested a thousand deep
-        raise UsageError(f"The text is not Python: {error or 'nested too deeply'}.") from None
+    statements = _parsed(text)
     if len(statements) != 1:
         raise UsageError(f"The text must be one call, got {len(statements)} statements. Give the call alone.")
     node = getattr(statements[0], "value", None) if isinstance(statements[0], _HOLDERS) else None
     if isinstance(node, ast.Tuple) and len(node.elts) == 1:  # copied with the comma that followed it
         (node,) = node.elts
     if not isinstance(node, ast.Call):
-        raise UsageError(f"The text must be a call, got {textwrap.shorten(text, 60)!r}. Write name(arguments).")
+        remedy = "It is a notebook: copy the call from its cell." if '"nbformat"' in text else "Write name(arguments)."
+        raise UsageError(f"The text must be a call, got {brief(text)!r}. {remedy}")
     for inner in ast.walk(node):
         within = isinstance(inner, ast.Call) and inner is not node and is_known(dotted(inner.func))
         if within and not is_known(dotted(node.func)):
-            outer, call = ast.unparse(node.func), ast.get_source_segment(text, inner)
+            outer, call = brief(ast.unparse(node.func)), ast.get_source_segment(text, inner) or ""
+            call = brief(call, 1000)
             raise UsageError(f"{outer} is not a constructor known here, but a call in it is. Give it alone: {call}")
     return Call(text, node.func, node.args, _keywords(node))
 
@@ -97,16 +103,52 @@ def read(text: str) -> Call:
 _HOLDERS = (ast.Expr, ast.Assign, ast.AnnAssign)
 
 
+def _parsed(text: str) -> list[ast.stmt]:
+    """The statements of the text, nested so little that it is safe to follow them with functions that call themselves.
+
+    Raises:
+        UsageError: it is not Python, or nested deeper than that.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the text, such as of "\\d" in a string: it is another's
+            tree = ast.parse(text)
+    except SyntaxError as error:
+        where = f"line {error.lineno}: " if error.lineno and "\n" in text else ""
+        raise UsageError(f"The text is not Python: {where}{error.msg.rstrip('?')}.") from None
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        raise UsageError(f"The text is not Python: {str(error).rstrip('.')}.") from None
+    except (RecursionError, MemoryError):  # what Python's parser raises where it gives up
+        raise _too_deep() from None
+    if any(isinstance(node, ast.Constant) and _is_too_large(node.value) for node in ast.walk(tree)):
+        raise UsageError(f"The text must have whole numbers below {sys.float_info.max:.0e}, got a larger one.")
+    level: list[ast.AST] = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise _too_deep()
+    return tree.body
+
+
+def _is_too_large(value: object) -> bool:
+    # No original takes such a number, and Python cannot print one of thousands of digits.
+    return isinstance(value, int) and value.bit_length() > sys.float_info.max_exp
+
+
+def _too_deep() -> UsageError:
+    return UsageError(f"The text must be nested at most {DEEPEST} deep, got more. Give a call with plain arguments.")
+
+
 def _keywords(node: ast.Call) -> dict[str, ast.expr]:
     for argument in node.args:
         if isinstance(argument, ast.Starred):
-            raise UsageError(f"*{ast.unparse(argument.value)} must be written out. The text is not executed.")
+            raise UsageError(f"*{brief(ast.unparse(argument.value))} must be written out. The text is not executed.")
     keywords: dict[str, ast.expr] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
-            raise UsageError(f"**{ast.unparse(keyword.value)} must be written out. The text is not executed.")
+            raise UsageError(f"**{brief(ast.unparse(keyword.value))} must be written out. The text is not executed.")
         if keyword.arg in keywords:
-            raise UsageError(f"{keyword.arg} must be given once, got it twice. Drop one of them.")
+            raise UsageError(f"{brief(keyword.arg)} must be given once, got it twice. Drop one of them.")
         keywords[keyword.arg] = keyword.value
     return keywords
 
@@ -139,8 +181,6 @@ def bind(call: Call, function: Callable[..., Any], takes_params: bool) -> dict[s
             values[name] = literal(node)
         except _NotLiteral as error:
             refused.append(f"{name} must be a literal, got {call.source(error.node)}. {_remedy(name, error.node)}")
-        except RecursionError:
-            refused.append(f"{name} must be a literal, got one that is nested too deeply.")
     if refused:
         raise UsageError("\n".join(refused))
     return values

@@ -93,7 +93,7 @@ def find(function: ast.expr, original: str | None) -> Constructor:
             raise wrong("--from", "the name of an original", original, remedy)
         return Constructor(original, original in _TAKE_PARAMS and not _is_ours(name, original))
     if name is None:
-        raise UsageError(f"The call must be of a dotted name, got {ast.unparse(function)}. {_EXAMPLE}")
+        raise UsageError(f"The call must be of a dotted name, got {brief(ast.unparse(function))}. {_EXAMPLE}")
     ours = next((recipe for recipe in recipes.NAMES if _is_ours(name, recipe)), None)
     if ours is not None:
         return Constructor(ours, takes_params=False)
@@ -107,7 +107,7 @@ def find(function: ast.expr, original: str | None) -> Constructor:
         return Constructor(recipe, recipe in _TAKE_PARAMS, tuple(sorted(could_be.keys() - {recipe})))
     if could_be:
         raise UsageError(f"{name} is called in several libraries. Write the module, or say --from:{_either(could_be)}")
-    raise UsageError(f"{name} is not a constructor known here. {_nearest(name)}")
+    raise UsageError(f"{brief(name)} is not a constructor known here. {_nearest(name)}")
 
 
 def dotted(node: ast.expr) -> str | None:
@@ -117,6 +117,12 @@ def dotted(node: ast.expr) -> str | None:
         parts.append(node.attr)
         node = node.value
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
+
+
+def brief(text: str, longest: int = 60) -> str:
+    """The text on one line, cut where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def is_known(name: str | None) -> bool:

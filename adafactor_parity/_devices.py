@@ -1,5 +1,6 @@
 """`--device`: where each framework computes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,8 @@ def find(name: str, dtypes: Sequence[str]) -> Devices:
 
     Raises UsageError if neither framework has one, or if it cannot compute in one of `dtypes`.
     """
-    in_jax, in_torch = _jax(name), _torch(name)
+    well_formed = isinstance(name, str) and re.fullmatch(r"[a-z]+(:\d+)?", name, re.ASCII) is not None
+    in_jax, in_torch = (_jax(name), _torch(name)) if well_formed else (None, None)
     if in_jax is None and in_torch is None:
         known = ", ".join(sorted(_known()))
         raise wrong("--device", f"one that JAX or torch has here ({known})", name, "Leave it out to use the CPU.")
@@ -42,7 +44,7 @@ def _jax(name: str) -> jax.Device | None:
     platform, _, index = name.partition(":")
     try:
         return jax.devices(platform)[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError):  # no such platform, no such device of it, no number
+    except Exception:  # no such platform, no such device of it, or one that does not start
         return None
 
 
@@ -50,7 +52,7 @@ def _torch(name: str) -> torch.device | None:
     try:
         device = torch.device(name.replace("gpu", "cuda"))  # JAX's name for what torch calls cuda
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):  # the last two: not built in, "meta" without data
+    except Exception:  # not known, not built in, not there, or without data as "meta": each has an error of its own
         return None
     return None if device.type == "cpu" and device.index else device  # torch takes any number for its one CPU
 

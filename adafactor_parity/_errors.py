@@ -1,6 +1,4 @@
-"""Wrong usage: what the command line answers with exit status 2."""
-
-from adafactor_spec.errors import refusal
+"""Wrong usage: what the command line answers with one line and exit status 2."""
 
 
 class UsageError(ValueError):
@@ -9,4 +7,6 @@ class UsageError(ValueError):
 
 def wrong(argument: str, must: str, got: object, remedy: str) -> UsageError:
     """The error to raise for a bad argument: `steps must be at least 0, got -1. <remedy>`."""
+    from adafactor_spec.errors import refusal  # needs NumPy: the command line has to be able to start without it
+
     return UsageError(str(refusal(argument, must, got, remedy)))

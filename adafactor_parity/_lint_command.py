@@ -1,16 +1,18 @@
 """`adafactor lint`."""
 
 import argparse
+import io
 import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _constructors
-from ._errors import UsageError
+from . import _call, _constructors
+from ._errors import wrong
 from ._lint import Lint, lint
 from ._lint_code import WIDTH, expression
+from ._output import printing
 
 REPRODUCED, REFUSED = 0, 1
 
@@ -42,17 +44,27 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(parsed: argparse.Namespace) -> int:
     """Lint the call and print what was found; returns the exit status."""
     found = lint(_text(parsed.text), original=parsed.original)
-    print(json.dumps(found.as_dict(), allow_nan=False) if parsed.json else "\n".join(_lines(found)))
+    with printing():
+        print(json.dumps(found.as_dict(), allow_nan=False) if parsed.json else "\n".join(_lines(found)))
     return REPRODUCED if found.reproduced else REFUSED
 
 
 def _text(argument: str) -> str:
     if argument != "-":
         return argument
+    if sys.stdin is None:  # so Python says that it was started with a closed one
+        raise wrong("standard input", "open", "a closed one", "Give the call itself in place of -.")
     try:
-        return sys.stdin.read()
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # whatever the locale says
+        return sys.stdin.read(_call.LONGEST + 1)  # one more than is taken, however much there is
     except UnicodeDecodeError as error:
-        raise UsageError(f"Standard input must be text in UTF-8: {error.reason}.") from None
+        reason = f"{error.reason} at byte {error.start:,}"
+        raise wrong("standard input", "text in UTF-8", reason, "Save it as UTF-8.") from None
+    except OSError as error:
+        raise wrong(
+            "standard input", "readable", error.strerror or str(error), "Give the call in place of -."
+        ) from None
 
 
 def _lines(found: Lint) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """What `verify` is asked to do, checked before anything runs."""
 
 import shlex
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ FLOAT64_STEPS, QUICK_FLOAT64_STEPS = 100, 20
 # A quick run leaves float16 out: it rounds where bfloat16 does, and every dtype costs a compilation for each recipe.
 QUICK_DTYPES = ("float64", "float32", "bfloat16")
 DEFAULT_OUT = Path("adafactor-report")
+MOST_STEPS = 1_000_000  # days of training, with every step in the report
+LARGEST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def check(
     """The options, defaults filled in. Raises UsageError for a wrong one."""
     if steps is None:
         steps = _default_steps(quick)
-    _count("--steps", steps, "0 leaves the training runs out.")
+    _count("--steps", steps, MOST_STEPS, "0 leaves the training runs out.")
     return Options(
         recipes=_chosen("--recipe", recipe_names, recipes.NAMES, recipes.ORIGINALS),
         dtypes=_chosen("--dtype", dtype_names, dtypes.NAMES, _default_dtypes(quick)),
@@ -73,9 +74,9 @@ def check(
         float64_steps=min(steps, QUICK_FLOAT64_STEPS if quick else FLOAT64_STEPS),
         quick=quick,
         device=device,
-        text=None if text is None else Path(text),
-        out=Path(out),
-        seed=_count("--seed", seed, "Every seed replays; 0 is the default."),
+        text=None if text is None else _path("--text", text, "a file", "Leave it out for Python's own help."),
+        out=_path("--out", out, "a folder to write to", "Write . for the current one."),
+        seed=_count("--seed", seed, LARGEST_SEED, "Every seed replays; 0 is the default."),
     )
 
 
@@ -98,20 +99,14 @@ def _chosen(
     return tuple(name for name in known if name in (wanted or default))
 
 
-def _count(argument: str, value: int, remedy: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise wrong(argument, "a whole number, at least 0", value, remedy)
+def _count(argument: str, value: int, largest: int, remedy: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+        raise wrong(argument, f"a whole number, at least 0 and at most {largest:,}", value, remedy)
     return value
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of the report. Raises UsageError if that, or writing to it, is not possible."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        reason = error.strerror or "it cannot be written"
-        raise wrong(
-            "--out", "a folder to write to", str(path), f"{reason}: name one that exists or can be made."
-        ) from None
+def _path(argument: str, path: str | Path, must: str, remedy: str) -> Path:
+    # Path("") is the current folder, and no name holds a null character.
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise wrong(argument, must, path, remedy)
+    return Path(path)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adafactor_spec.errors import nearest
 from ._about import about
 from ._difference import Difference, difference
 from ._errors import UsageError, wrong
+from ._output import printable, printing, replace_files
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,27 +34,31 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(parsed: argparse.Namespace) -> int:
     """Print what was asked for; returns the exit status. Raises UsageError for a wrong argument."""
     _check(parsed)
-    if parsed.markdown:
-        from ._recipes_page import page
-
-        print(page(), end="")
-        return 0
     found = _compared(*parsed.names) if len(parsed.names) == 2 else None
     plot = _draw(found, Path(parsed.plot)) if found is not None and parsed.plot is not None else None
-    if parsed.json:
-        print(json.dumps(_plain(parsed.names, found), allow_nan=False))
-        return 0
+    with printing():
+        if parsed.markdown:
+            from ._recipes_page import page
+
+            print(page(), end="")
+        elif parsed.json:
+            print(json.dumps(_plain(parsed.names, found), allow_nan=False))
+        else:
+            _show(parsed.names, found)
+            if plot is not None:
+                print(f"Plot: {printable(plot)}")
+    return 0
+
+
+def _show(names: list[str], found: Difference | None) -> None:
     from . import _recipes_tables
 
     if found is not None:
         _recipes_tables.show_two(found)
-    elif parsed.names:
-        _recipes_tables.show_one(parsed.names[0])
+    elif names:
+        _recipes_tables.show_one(names[0])
     else:
         _recipes_tables.show_all()
-    if plot is not None:
-        print(f"Plot: {plot}")
-    return 0
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -69,7 +75,8 @@ def _check(parsed: argparse.Namespace) -> None:
         if len(parsed.names) != 2:
             raise wrong("--plot", "given with two names", f"{len(parsed.names)} of them", "Name the two to compare.")
         if Path(parsed.plot).suffix.lower() != ".png":
-            raise wrong("--plot", "a file name that ends in .png", parsed.plot, f"Write {parsed.plot}.png.")
+            remedy = f"Write {parsed.plot}.png." if Path(parsed.plot).name else "Name one."
+            raise wrong("--plot", "a file name that ends in .png", parsed.plot, remedy)
 
 
 def _compared(first: str, second: str) -> Difference:
@@ -82,8 +89,11 @@ def _compared(first: str, second: str) -> Difference:
 def _draw(found: Difference, file: Path) -> Path:
     from ._difference_plot import draw
 
+    target = Path(os.path.realpath(file))  # what a link leads to is replaced, and not the link
     try:
-        file.write_bytes(draw(found))
+        if target.exists() and not target.is_file():
+            raise wrong("--plot", "a file to write to", str(file), "It is there and no plain file: name another.")
+        replace_files(target.parent, {target.name: draw(found)})
     except OSError as error:
         raise wrong("--plot", "a file to write to", str(file), f"{error.strerror}: name another.") from None
     return file

@@ -98,7 +98,7 @@ def _overview(rows: dict[str, dict[str, str]], columns: list[str]) -> Table:
     table = _terminal.table()
     table.add_column(NAMES_COLUMN, no_wrap=True, min_width=_longest([NAMES_COLUMN, *rows]))
     for column in columns:
-        table.add_column(column, max_width=2 * READABLE)
+        table.add_column(column, max_width=2 * READABLE, overflow="fold")
     for title, names in (("originals", recipes.ORIGINALS), ("settings in use", recipes.VARIANTS)):
         table.add_row(Text(title, style="bold"))
         for name in names:

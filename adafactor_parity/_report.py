@@ -2,25 +2,56 @@
 
 import base64
 import json
+import tempfile
 from pathlib import Path
 
 import jinja2
 
 from . import _plots, _tables, _zoo
+from ._errors import UsageError, wrong
+from ._output import replace_files
 from ._stepping import PAIRS
 from ._verification import Verification
 
+PAGE, FIGURES = "index.html", "report.json"
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of the report. Raises UsageError if that, or writing the report to it, is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise _not_written(path, error) from None
+    for file in _files(path):
+        if file.is_dir():
+            raise wrong("--out", f"a folder whose {file.name} can be replaced", str(path), "It is a folder: remove it.")
+
 
 def write(found: Verification, folder: Path) -> None:
-    """Write the report of a finished run to an existing folder."""
+    """Write the report of a finished run to an existing folder. Raises UsageError if that is not possible."""
     plots = _plots.draw(found)
-    for name in _plots.NAMES:  # of an earlier run, which this page would not show
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    for name, content in plots.items():
-        (folder / f"{name}.png").write_bytes(content)
-    # The page comes last: who sees it finds the rest complete.
-    (folder / "report.json").write_text(json.dumps(found.as_dict(), indent=1, allow_nan=False), encoding="utf-8")
-    (folder / "index.html").write_text(_page(found, plots), encoding="utf-8")
+    contents = {f"{name}.png": content for name, content in plots.items()}
+    contents[FIGURES] = json.dumps(found.as_dict(), indent=1, allow_nan=False).encode()
+    # Names of files may hold bytes that are not UTF-8. The page comes last: who sees it finds the rest complete.
+    contents[PAGE] = _page(found, plots).encode("utf-8", "backslashreplace")
+    try:
+        replace_files(folder, contents)
+        for file in _files(folder):
+            if file.name not in contents:  # a plot of an earlier run, which this page does not show
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(folder, error) from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / name for name in (*(f"{name}.png" for name in _plots.NAMES), FIGURES, PAGE)]
+
+
+def _not_written(path: Path, error: OSError) -> UsageError:
+    reason = error.strerror or "it cannot be written"
+    return wrong("--out", "a folder to write to", str(path), f"{reason}: name one that exists or can be made.")
 
 
 def _page(found: Verification, plots: dict[str, bytes]) -> str:

@@ -17,7 +17,6 @@ def show(found: Verification) -> None:
     console.print(stepping(found.stepped))
     console.print(_checks(found))
     console.print(_verdict(found))
-    console.print(f"Report: {found.options.out / 'index.html'}", soft_wrap=True)
 
 
 def deviation(worst: Deviation) -> str:

@@ -6,14 +6,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
+WIDTH, NARROWEST = 100, 40  # some terminals say 0 columns; in a few, a table would show nothing
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that rich has just caught; its own way is to exit, with status 1
 
 
 def console(widest: int) -> Console:
     """Standard output: as wide as the terminal or COLUMNS says, else `WIDTH`, and at most `widest`."""
     own = Console(highlight=False)
     width = own.width if own.is_terminal or "COLUMNS" in os.environ else WIDTH
-    return Console(highlight=False, width=min(width, widest))
+    return _Console(highlight=False, width=max(NARROWEST, min(width, widest)))
 
 
 def table(title: str | None = None) -> Table:

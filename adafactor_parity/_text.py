@@ -1,5 +1,6 @@
 """The text that both frameworks learn, as character codes, and the batches that both are given."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,13 @@ def read(path: Path) -> str:
     """The first `MAXIMUM` characters of a text file."""
     got, text = str(path), ""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(MAXIMUM)
-        problem = "which is empty" if not text else f"which has {len(text):,}" if len(text) < MINIMUM else ""
-        problem = "which is binary (it holds NUL characters)" if "\0" in text else problem
+        if not stat.S_ISREG(path.stat().st_mode):  # a folder, a pipe to wait for, a device that may never end
+            problem = "which is not a regular file"
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                text = file.read(MAXIMUM)
+            problem = "which is empty" if not text else f"which has {len(text):,}" if len(text) < MINIMUM else ""
+            problem = "which is binary (it holds NUL characters)" if "\0" in text else problem
     except UnicodeDecodeError as error:
         problem = f"which is not UTF-8 ({error.reason} at byte {error.start:,})"
     except OSError as error:

@@ -55,19 +55,21 @@ def verify(
         out=out,
         seed=seed,
     )
-    return run(options, _text.load(options.text))
+    found = measure(options, _text.load(options.text))
+    _report.write(found, options.out)
+    return found
 
 
-def run(options: Options, corpus: _text.Corpus) -> Verification:
-    """`verify` with its arguments checked and its text read."""
+def measure(options: Options, corpus: _text.Corpus) -> Verification:
+    """All figures, for arguments that are checked and a text that is read; the folder of the report is made."""
     began = time.perf_counter()
     devices = _devices.find(options.device, options.dtypes)
-    _options.make_folder(options.out)
+    _report.make_folder(options.out)
     stepped, trained = _measure(options, devices, corpus)
     piecewise = _piecewise.run()
     entropy = _text.unigram_entropy(corpus.held_out)
     checks = [check for run in trained for check in _checks.of_training(run, corpus, entropy)]
-    found = Verification(
+    return Verification(
         options=options,
         stepped=stepped,
         trained=trained,
@@ -80,8 +82,6 @@ def run(options: Options, corpus: _text.Corpus) -> Verification:
         devices=devices.describe(),
         seconds=time.perf_counter() - began,
     )
-    _report.write(found, options.out)
-    return found
 
 
 def _measure(options: Options, devices: _devices.Devices, corpus: _text.Corpus) -> tuple[list[Stepped], list[Trained]]:

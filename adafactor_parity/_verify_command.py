@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import sys
 
 from adafactor_spec import dtypes, recipes
 
 from . import _options, _text
+from ._errors import UsageError
 from ._options import DEFAULT_OUT
+from ._output import complain, printable, printing
 
 WITHIN_BUDGET, BEYOND_BUDGET = 0, 1
 
@@ -19,8 +20,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         allow_abbrev=False,
         help="show that JAX, torch and the definition agree on this machine",
         description="Step every recipe in JAX, in torch and in the NumPy definition; train the same small transformer "
-        "in both frameworks; write a report. Exit status: 0 if everything is within its budget, 1 if not, 2 for "
-        "wrong usage.",
+        "in both frameworks; write a report. Exit status: 0 if everything is within its budget, 1 if not, 2 if "
+        "that could not be found out or reported.",
     )
     add = verify.add_argument
     add(
@@ -58,17 +59,26 @@ def run(parsed: argparse.Namespace) -> int:
     )
     corpus = _text.load(options.text)
     # After the checks, so that a mistake is answered at once: the frameworks take seconds to load.
-    from . import _tables
-    from ._verify import run as verify
+    from . import _report, _tables
+    from ._verify import measure
 
-    found = verify(options, corpus)
-    if parsed.json:
-        print(json.dumps(found.as_dict(), allow_nan=False))
-    else:
-        _tables.show(found)
-    sys.stdout.flush()
+    found = measure(options, corpus)
+    not_written = None
+    try:
+        _report.write(found, options.out)
+    except UsageError as error:  # the figures have taken minutes: they are printed all the same
+        not_written = error
+    with printing():
+        if parsed.json:
+            print(json.dumps(found.as_dict(), allow_nan=False))
+        else:
+            _tables.show(found)
+            if not_written is None:
+                print(f"Report: {printable(options.out / _report.PAGE)}")
     for line in found.failures():
-        print(f"FAILED {line}", file=sys.stderr)
+        complain(f"FAILED {line}")
+    if not_written is not None:
+        raise not_written
     return WITHIN_BUDGET if found.passed else BEYOND_BUDGET
 
 

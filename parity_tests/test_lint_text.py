@@ -15,6 +15,22 @@ from adafactor_parity._cli import main
 from adafactor_spec import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
+# Texts that a parser has to nest: some it refuses itself, some it gives up on, and the rest would end in a
+# RecursionError later.
+DEEP = [
+    "-" * 3000 + "1",
+    "-" * 90_000 + "1",
+    "[" * 60 + "]" * 60,
+    "not " * 500 + "x",
+    "1 + " * 500 + "1",
+    "a[" * 90 + "0" + "]" * 90,
+    "lambda: " * 500 + "1",
+    "x" + "[0]" * 500,
+]
+
+
+def _stdin(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), encoding="ascii", errors="surrogateescape")  # as in the C locale
 
 
 @pytest.mark.parametrize(
@@ -66,13 +82,45 @@ ROOT = Path(__file__).resolve().parents[1]
         ("# nothing", "The text must be one call, got 0 statements."),
         ("optax.adafactor(\0)", "The text is not Python: "),
         ("optax.adafactor(\udcff)", "The text is not Python: "),
-        ("optax.adafactor(" + "-" * 100_000 + "1)", "The text is not Python: "),
-        ("optax.adafactor(" + "-" * 900 + "x)", "learning_rate must be a literal, got "),
+        ("optax.adafactor(" + "-" * 100_000 + "1)", "The text must be one call of at most 100,000 characters, got 100"),
+        *((f"optax.adafactor({deep})", "The text must be nested at most 50 deep, got more.") for deep in DEEP),
+        ("f" + "()" * 900 + "(p)", "The text must be nested at most 50 deep"),
+        ("optax.adafactor(" + "-" * 40 + "x)", "learning_rate must be a literal, got "),
+        ("optax.adafactor(0x" + "f" * 5000 + ")", "The text must have whole numbers below 2e+308, got a larger one."),
+        ("f(" + ", ".join(f"a{i}=1" for i in range(999)) + ")(p)", "a dotted name, got f(a0=1, a1=1"),
+        (
+            '{"cells": [], "nbformat": 4}',
+            'The text must be a call, got \'{"cells": [], "nbformat": 4}\'. It is a notebook:',
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         lint(text)
+    assert len(str(caught.value)) < 2000
+
+
+def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="text must be a string, got <class 'bytes'>"):
+        lint(b"optax.adafactor(1e-3)")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffoptax.adafactor(1e-3)",
+        "\ufeff    optax.adafactor(\r\n        1e-3,\r\n    )\r\n",
+        "optax.adafactor(\r    1e-3\r)\r",
+        "\n\n\toptax.adafactor(1e-3)\n\n",
+    ],
+)
+def test_what_a_file_has_around_its_lines_does_not_matter(text: str) -> None:
+    assert lint(text).arguments == {"learning_rate": 1e-3}
+
+
+def test_warnings_about_the_text_are_not_shown() -> None:
+    rules = r"{'.*\d': 'HEURISTIC_RULE', '.*': 'HEURISTIC_RULE'}"  # an escape that Python warns of
+    assert lint(f"t5x.adafactor.Adafactor(1e-3, factor_map={rules})").reproduced
 
 
 def test_every_argument_that_is_not_a_literal_is_named() -> None:
@@ -171,7 +219,7 @@ def test_the_command(arguments: list[str], status: int, out: str, err: str, caps
 
 
 def test_the_command_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("    opt = optax.adafactor(\n        1e-3,  # the peak\n    )\n"))
+    monkeypatch.setattr("sys.stdin", _stdin(b"    opt = optax.adafactor(\n        1e-3,  # the peak\n    )\n"))
     assert main(["lint", "-", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["arguments"] == {"learning_rate": 1e-3}
@@ -179,6 +227,40 @@ def test_the_command_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsy
     assert printed["code"]["jax"].keys() == {"by_recipe", "by_fields"}
     assert printed["recipe"]["factoring"]["kind"] == "largest_two"
     assert printed.keys() > set(vars(Lint("", "", "")))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xef\xbb\xbfoptax.adafactor(1e-3)\r\n", None),
+        ("t5x.adafactor.Adafactor(1e-3, factor_map={'\u03b2': 'HEURISTIC_RULE'})".encode(), None),
+        (
+            "optax.adafactor(1e-3)".encode("utf-16"),
+            "standard input must be text in UTF-8, got 'invalid start byte at byte 0'.",
+        ),
+        (b"\0" * 3_000_000, "The text must be one call of at most 100,000 characters"),
+        (b"\0" * 30, "The text is not Python: source code"),
+        (b"", "The text is empty."),
+    ],
+)
+def test_standard_input_is_utf_8_whatever_the_locale(
+    content: bytes, says: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", _stdin(content))
+    assert main(["lint", "-"]) == (0 if says is None else 2)
+    assert capsys.readouterr().err.startswith("" if says is None else f"adafactor lint: {says}")
+
+
+def test_a_standard_input_that_is_closed_or_cannot_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["lint", "-"]) == 2
+    assert capsys.readouterr().err.startswith("adafactor lint: standard input must be open, got 'a closed one'.")
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main(["lint", "-"]) == 2
+    assert capsys.readouterr().err.startswith("adafactor lint: standard input must be readable, got 'not readable'.")
 
 
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -215,8 +216,11 @@ def test_the_plot(printed: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     assert printed("paper", "keras", "--plot", str(file)).endswith(f"Plot: {file}\n")
     differing = file.read_bytes()
-    json.loads(printed("paper", "paper", "--plot", str(file), "--json"))
+    link = tmp_path / "\udcff.png"
+    link.symlink_to(file)
+    assert printed("paper", "paper", "--plot", str(link)).endswith("\\udcff.png\n")
     assert differing[:4] == file.read_bytes()[:4] == b"\x89PNG" and differing != file.read_bytes()
+    assert link.is_symlink(), "what the link leads to is replaced, and not the link"
 
 
 # --- Wrong usage -----------------------------------------------------------------------------------------------------
@@ -232,6 +236,10 @@ def test_the_plot(printed: Any, tmp_path: Path) -> None:
         (["paper", "--plot", "a.png"], "--plot must be given with two names, got '1 of them'. Name the two"),
         (["--plot", "a.png"], "--plot must be given with two names, got '0 of them'."),
         (["paper", "torch", "--plot", "a.svg"], "--plot must be a file name that ends in .png, got 'a.svg'."),
+        (["paper", "torch", "--plot", ""], "--plot must be a file name that ends in .png, got ''. Name one."),
+        (["paper", "torch", "--plot", "/dev/null/a.png"], "must be a file to write to, got '/dev/null/a.png'. Not"),
+        (["paper", "torch", "--plot", "a" * 300 + ".png"], "--plot must be a file to write to, got 'aaa"),
+        (["paper", "torch", "--plot", "fifo.png"], "got 'fifo.png'. It is there and no plain file: name another."),
         (["paper", "keras", "--plot", "no/folder/a.png"], "--plot must be a file to write to, got 'no/folder/a.png'"),
         (["paper", "--markdown"], "--markdown must be given alone, got '--markdown paper'. Leave the others out."),
         (["--markdown", "--json"], "--markdown must be given alone, got '--markdown --json'."),
@@ -241,11 +249,12 @@ def test_wrong_usage(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo.png")
     assert main(["recipes", *arguments]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("adafactor recipes: ") and says in told.err, told.err
     assert told.out == ""
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo.png"]
 
 
 def test_what_a_recipe_refuses_of_the_sample_is_wrong_usage(
