@@ -111,4 +111,4 @@ def unigram_entropy(codes: Codes) -> float:
     """Nats per character of the best model that knows how frequent each character is and nothing else."""
     counts = np.bincount(codes)
     share = counts[counts > 0] / codes.size
-    return float(-(share * np.log(share)).sum())
+    return float((share * -np.log(share)).sum())

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import adafactor_torch
 from adafactor_parity import _options, _output, _text, _verify
 from adafactor_parity._cli import COMMANDS, main
+from adafactor_parity._errors import UsageError
 from adafactor_parity._verification import Verification
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -450,4 +451,4 @@ def _nothing_runs() -> Iterator[None]:
 
 
 def _stop(options: object, corpus: object) -> None:
-    raise _options.wrong("nothing", "measured", "a test", "")
+    raise UsageError("nothing is measured")
