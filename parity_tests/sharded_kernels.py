@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafactor_torch import _engine, _groups, _state_dict, _works
+from adafactor_torch import _engine, _groups, _saved_state, _works
 from adafactor_torch._triton_parts import TritonParts
 
 from . import sharded_behaviour as behaviour
@@ -30,6 +30,6 @@ def by_kernels(steps: int, function: Callable[..., Any], *arguments: Any) -> Any
 def counted_on_device(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns where steps are counted as a GPU's would be."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_engine, _groups, _state_dict, _works):
+        for module in (_engine, _groups, _saved_state, _works):
             patch.setattr(module, "counts_on_device", lambda *_: True)
         return function(*arguments)

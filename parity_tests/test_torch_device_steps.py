@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adafactor_spec import Recipe, recipes, schedules
-from adafactor_torch import Adafactor, _engine, _groups, _state_dict, _works
+from adafactor_torch import Adafactor, _engine, _groups, _saved_state, _works
 
 from .random_recipes import any_recipe, problems
 from .test_torch_device_numbers import on_meta
@@ -32,7 +32,7 @@ def counted_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _count_here(patch: pytest.MonkeyPatch) -> None:
-    for module in (_engine, _groups, _state_dict, _works):
+    for module in (_engine, _groups, _saved_state, _works):
         patch.setattr(module, "counts_on_device", lambda group, p: group["capturable"] or group["nonfinite"] == "skip")
 
 
