@@ -102,14 +102,21 @@ class Part:
         """For each block, where it is to be written; None for everywhere."""
         return [None] * len(self.cut(self.p)) if self.good is None else list(self.cut(self.good))
 
-    def elements(self) -> list[Tensor | None]:
-        """For stochastic rounding, the indices of each block's elements in C order, int32; made when asked for."""
+    def leave_out(self, good: Tensor) -> None:
+        """Only the parameters of the stack for which `good` says so are to be written."""
+        self.good = good.repeat_interleave(canonical(self.one).sizes[0]).view(-1, 1, 1, 1)
+
+    def elements(self) -> Iterator[Tensor | None]:
+        """For stochastic rounding, the indices of each block's elements in C order, int32; made one after the other."""
         if not self.setting.stochastic:
-            return [None] * len(self.cut(self.p))
+            yield from [None] * len(self.cut(self.p))
+            return
         index = self._seen(elements_of(self.one, self.piece.index()))
         if len(index) != self.sizes[0]:  # a stack, which is one block
-            return [_indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)]
-        return [_indices(view, self.p.device) for view in self.cut(index)]
+            yield _indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)
+            return
+        for view in self.cut(index):
+            yield _indices(view, self.p.device)
 
 
 def advance(part: Part) -> None:

@@ -92,11 +92,11 @@ def elements_of(plan: Plan, index: Tensor | None = None) -> Tensor:
 
 def in_memory(index: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Indices that are there without memory, as int32."""
-    found = torch.full((1,) * index.ndim, int(index.storage_offset()), device=device)
+    found = torch.full((1,) * index.ndim, int(index.storage_offset()), dtype=torch.int64, device=device).to(torch.int32)
     for axis, (count, stride) in enumerate(zip(index.shape, index.stride(), strict=True)):
-        along = torch.arange(count, device=device) * stride
+        along = (torch.arange(count, device=device) * stride).to(torch.int32)
         found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
-    return found.to(torch.int32)
+    return found
 
 
 def _size(shape: Shape, axes: Shape) -> int:

@@ -10,10 +10,9 @@ import torch
 
 from adafactor_spec.factoring import Plan
 
-from . import _phases as phases
 from ._blocks import Part, advance
 from ._canonical import canonical
-from ._phases import Amp, Work
+from ._phases import Amp, Work, fine, take_back
 from ._plain_blocks import advance_plain, is_plain
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
@@ -26,34 +25,38 @@ def step(works: list[Work], amp: Amp) -> None:
     """One step of every parameter, in place."""
     kinds: dict[tuple[Any, ...], list[Work]] = {}
     for work in works:
-        if amp.found_inf is not None or work.skipped is not None:
-            phases.update(work, amp)  # what may leave a step out on a device is one mask for one parameter
-        elif work.p.numel() < SMALL:
+        if work.p.numel() < SMALL:
             kinds.setdefault(_kind(work), []).append(work)
         else:
-            _advance(Part(work, work.setting.plan, amp, BLOCK))
+            _advance(Part(work, work.setting.plan, amp, BLOCK), [work])
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
             _step_stack(alike[first : first + at_once], amp)
 
 
-def _advance(part: Part) -> None:
-    if is_plain(part):
+def _advance(part: Part, works: list[Work]) -> None:
+    good = fine(works, part.amp)
+    if good is not None:
+        part.leave_out(good)
+    if good is None and is_plain(part):
         advance_plain(part)
     else:
         advance(part)
+    if good is not None:
+        take_back(works, good)
 
 
 def _kind(work: Work) -> tuple[Any, ...]:
     """What parameters of one stack have in common."""
-    return (work.setting, id(work.now), work.maximize, work.telemetry is None, work.grad.dtype, work.p.device)
+    asked = work.maximize, work.telemetry is None, work.skipped is None
+    return (work.setting, id(work.now), *asked, work.grad.dtype, work.p.device)
 
 
 def _step_stack(works: list[Work], amp: Amp) -> None:
     of_one = works[0].setting.plan
     stack, plan = stacked(works, of_one)
-    _advance(Part(stack, plan, amp, stack.p.numel(), of_one=of_one))
+    _advance(Part(stack, plan, amp, stack.p.numel(), of_one=of_one), works)
     unstack(stack, works)
 
 

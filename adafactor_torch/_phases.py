@@ -178,22 +178,31 @@ def update(work: Work, amp: Amp = NO_AMP) -> None:
     kept |= moved | rounded(new, setting, work.key)
     if work.telemetry is not None:
         old["telemetry"], kept["telemetry"] = work.telemetry, told(u, p_rms, setting, work.now)
-    good = fine(work, amp)
+    good = fine([work], amp)
     for name, value in kept.items():
-        old[name].copy_(value if good is None else torch.where(good, value, old[name].to(value.dtype)))
+        old[name].copy_(value if good is None else torch.where(good[0], value, old[name].to(value.dtype)))
     if good is not None:
-        state["step"] -= (~good).to(state["step"])
-        if work.skipped is not None:
-            work.skipped += (~good).to(work.skipped)
+        take_back([work], good)
 
 
-def fine(work: Work, amp: Amp) -> Tensor | None:
-    """Whether the step may be taken, as a tensor; None where nobody asks."""
-    good = None if amp.found_inf is None else (amp.found_inf == 0).to(work.p.device)
-    if work.skipped is not None:
-        finite = torch.isfinite(work.grad).all()
+def fine(works: Sequence[Work], amp: Amp) -> Tensor | None:
+    """Which parameters may take their steps, as a tensor on their device; None where nobody asks.
+
+    Either all of them ask whether their gradients are finite, or none does.
+    """
+    good = None if amp.found_inf is None else (amp.found_inf == 0).to(works[0].p.device).expand(len(works))
+    if works[0].skipped is not None:
+        finite = kernels.are_finite([work.grad for work in works])
         good = finite if good is None else finite & good
     return good
+
+
+def take_back(works: Sequence[Work], good: Tensor) -> None:
+    """Say of the steps that have been left out that they were not taken."""
+    for work, out in zip(works, (~good).unbind(), strict=True):
+        work.state["step"] -= out.to(work.state["step"])
+        if work.skipped is not None:
+            work.skipped += out.to(work.skipped)
 
 
 def weight(p: Tensor, state: State, setting: Setting) -> Tensor:

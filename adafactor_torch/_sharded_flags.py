@@ -1,12 +1,12 @@
 """Which sharded parameters take a step: who has a gradient, and whose is not finite, no process can say alone."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._kernels import are_finite
 from ._phases import Amp, Work
 from ._sharded import Lay
 from ._wires import Asked, Wire, Wires
@@ -115,14 +115,6 @@ class Flags:
         ]
         looked_at = [(i, grad) for i, grad in grads if grad.numel()]
         if looked_at:
-            self.tell([i for i, _ in looked_at], ~_are_finite([grad for _, grad in looked_at]))
+            self.tell([i for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
         fine = torch.zeros((), dtype=torch.bool, device=device)
         return torch.stack([self._bad.get(i, fine) for i in own]).float()
-
-
-def _are_finite(grads: list[Tensor]) -> Tensor:
-    """Of each whether it is finite: a CPU finds bounds faster than norms, a GPU finds all norms at once."""
-    if grads[0].is_cpu:
-        bounds = [torch.stack(torch.aminmax(grad)) for grad in grads]  # a NaN is both
-        return torch.isfinite(torch.stack(bounds)).all(dim=1)
-    return torch.isfinite(torch.stack(torch._foreach_norm(grads, math.inf)))

@@ -5,7 +5,6 @@ from typing import Any
 
 from . import _eager as eager
 from ._blocks import Part, stepped
-from ._canonical import canonical
 from ._phases import Amp
 from ._pieces import Sum
 from ._plain_blocks import is_plain, stepped_plain
@@ -54,7 +53,7 @@ class _Stack:
         """From the flags of all processes, which parameters take the step."""
         good = flags.good(self._places)
         if good is not None:
-            self.part.good = good.repeat_interleave(canonical(self.lay.plan).sizes[0]).view(-1, 1, 1, 1)
+            self.part.leave_out(good)
 
     def finish(self) -> None:
         """Give every parameter what has been computed for the stack."""

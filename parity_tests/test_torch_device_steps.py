@@ -28,10 +28,11 @@ PATHS: dict[str, dict[str, Any]] = {"plain": PLAIN, "eager": {"fused": False}}
 @pytest.fixture
 def counted_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the steps of CPU parameters where those of a device are counted."""
-    _count_here(monkeypatch)
+    count_here(monkeypatch)
 
 
-def _count_here(patch: pytest.MonkeyPatch) -> None:
+def count_here(patch: pytest.MonkeyPatch) -> None:
+    """The same for other tests."""
     for module in (_engine, _groups, _saved_state, _works):
         patch.setattr(module, "counts_on_device", lambda group, p: group["capturable"] or group["nonfinite"] == "skip")
 
@@ -46,7 +47,7 @@ def test_any_recipe_steps_as_from_the_host(path: str, recipe: Recipe, problem: A
     params, grads = problem
     host = run((params, grads), torch.float64, recipe, **PLAIN)
     with pytest.MonkeyPatch.context() as patch:
-        _count_here(patch)
+        count_here(patch)
         there = run((params, grads), torch.float64, recipe, capturable=True, nonfinite=nonfinite, **PATHS[path])
     assert_same(host, there, FLOAT64)
 

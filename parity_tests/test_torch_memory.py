@@ -1,4 +1,4 @@
-"""Which memory a parameter may have: a place of its own for each element, written outside of inference mode."""
+"""Memory: which a parameter may have, with a place of its own for each element; and what a step by blocks allocates."""
 
 import itertools
 import re
@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adafactor_torch import Adafactor, _memory
+from adafactor_torch import Adafactor, _eager, _memory
 from adafactor_torch._memory import overlaps
+from benchmarks.torch.memory import peak_bytes
 
+from .test_torch_device_steps import count_here
 from .torch_runs import snapshot
 
 PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "compiled": {"fused": True}}
@@ -142,3 +144,29 @@ def test_what_cannot_be_written_in_place_is_refused(kind: str) -> None:
     made, message = NOT_WRITABLE[kind]
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         Adafactor([made()])
+
+
+# ------------------------------------------------------------------------------------------- what a step allocates
+
+# Of a parameter's bytes. A block is a 64th of the parameter here, so that 16 temporaries of a block in float32 stay
+# below it, and one temporary of the parameter's size in its own dtype is twice as much.
+LARGEST_PEAK = 0.5
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (2**18,), (16, 128, 128)], ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_eager_step_has_no_temporary_of_a_parameters_size(
+    masked: bool, rounding: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a device says whether the step is taken: a CPU stands in for it."""
+    monkeypatch.setattr(_eager, "BLOCK", 2**12)
+    if masked:
+        count_here(monkeypatch)
+    p = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))
+    optimizer = Adafactor([p], rounding=rounding, weight_decay=0.1, nonfinite="skip" if masked else "propagate")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    if masked:
+        optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    assert peak_bytes(optimizer.step, torch.device("cpu")) < LARGEST_PEAK * p.nbytes
