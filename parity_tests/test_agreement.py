@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 
 from adafactor_parity import Budget, JaxRunner, OracleRunner, TorchRunner, budget, ulp
 from adafactor_spec import Recipe
+from parity_tests.profiles import examples
 from parity_tests.random_recipes import any_recipe, problems
 
-EXAMPLES = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings(max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def deviations(
@@ -65,7 +66,7 @@ def test_float32(recipe: Recipe, problem: Any) -> None:
     assert all(allowed.allows(*found) for found in worst.values()), (worst, allowed)
 
 
-@settings(max_examples=6)
+@settings(max_examples=examples(6))
 @given(any_recipe(), problems())
 def test_compiled(recipe: Recipe, problem: Any) -> None:
     worst, allowed = deviations(recipe, problem, "float64")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from adafactor_spec import Recipe, dtypes, factoring, oracle, per_name, recipes, replace, schedules, summary
+from parity_tests.profiles import examples
 from parity_tests.random_recipes import any_recipe
 from parity_tests.test_formulas import calculated, f_of_t
 
@@ -74,7 +75,7 @@ def check_description(recipe: Recipe, name: str = "w", matrix: tuple[int, ...] =
 
 
 @given(any_recipe())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_the_equations_compute_the_step(recipe: Recipe) -> None:
     if recipe.lr is None:
         recipe = replace(recipe, lr=0.1)

@@ -15,6 +15,7 @@ from adafactor_torch import Adafactor
 from adafactor_torch._groups import numbers_of
 from adafactor_torch._tensor_numbers import OnDevice, keys_on_device, numbers_on_device
 
+from .profiles import examples
 from .random_recipes import any_recipe
 from .test_torch_numbers import NoReads
 from .torch_runs import frozen, parameters, set_gradients
@@ -22,7 +23,7 @@ from .torch_runs import frozen, parameters, set_gradients
 STEPS = (1, 2, 3, 7, 100, 12_345, 2**23 + 1)
 # pow, expm1 and log1p of another library differ by an ulp or two, and a handful of them stand in a row: 8 ulp.
 NUMBER = 8 * 2.0**-52
-FUZZ = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 
 
 def on_meta(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from adafactor_spec import Recipe, recipes, schedules
 from adafactor_torch import Adafactor, _engine, _groups, _saved_state, _works
 
+from .profiles import examples
 from .random_recipes import any_recipe, problems
 from .test_torch_device_numbers import on_meta
 from .test_torch_numbers import NoReads
 from .test_torch_paths import PLAIN, assert_same, run
 from .torch_runs import FLOAT64, advance, all_parameters, frozen, parameters, set_gradients, snapshot, twins
 
-FUZZ = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 PATHS: dict[str, dict[str, Any]] = {"plain": PLAIN, "eager": {"fused": False}}
 
 

@@ -24,6 +24,7 @@ from adafactor_spec import FIELDS, Recipe, factoring, recipes, replace
 from adafactor_torch import Adafactor, _eager
 
 from . import torch_draws as draws
+from .profiles import examples
 from .random_recipes import any_recipe
 from .torch_machine import GroupTwin, Twin, all_twins, check
 from .torch_runs import frozen, snapshot, through_disk
@@ -31,10 +32,9 @@ from .torch_runs import frozen, snapshot, through_disk
 # The optimizer's own keywords for each way in which it can compute a step: all of them do the same.
 PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "blocks": {}, "compiled": {"fused": True}}
 
-EXPLORES = not settings().derandomize
 FUZZ = settings(
-    max_examples=settings().max_examples if EXPLORES else 36,
-    stateful_step_count=40 if EXPLORES else 30,
+    max_examples=examples(36, 300),
+    stateful_step_count=examples(30, 40),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from adafactor_spec import Recipe, factoring
 from adafactor_torch import Adafactor, _eager, _native
 
+from .profiles import examples
 from .random_recipes import any_recipe, problems
 from .torch_runs import FLOAT64, GAPS, float32_budget, snapshot, values
 
 PLAIN: dict[str, Any] = {"foreach": False, "fused": False}
 PATHS: dict[str, dict[str, Any]] = {"eager": {}, "small blocks": {}, "compiled": {"fused": True}}
-FUZZ = settings(max_examples=50, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=examples(50), suppress_health_check=list(HealthCheck))
 
 # Large enough that the compiled path splits them (65,536 elements), and of every kind: tall, wide, kernels, stacks.
 SPLIT = {
