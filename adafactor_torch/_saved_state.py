@@ -49,13 +49,16 @@ def restored(saved: dict[Any, Any], numbers: list[Any], before: list[Group], aft
                 Setting(of.for_name(n), plan_of(of, n, p), FLOATS[p.dtype], theirs["rounding"])
                 for of, n in ((recipe, name), (stored, new_name))
             ]
-            _check_state(who, saved[key], settings)
-            made.append((p, saved[key], settings[1], counts_on_device(theirs, p)))
+            there = counts_on_device(theirs, p)
+            _check_state(who, saved[key], settings, p, there)
+            made.append((p, saved[key], settings[1], there))
     return {p: _kept(state, setting, p, there) for p, state, setting, there in made}
 
 
-def check_tensor(who: str, x: Any) -> None:
+def check_tensor(who: str, x: Any, *, values: bool = True) -> None:
     """Refuse what is not a tensor of values in memory of its own that can be read: dense and not quantised.
+
+    Without `values` it may be on the device meta, as what is kept there of a parameter that is there, too.
 
     Raises:
         ValueError: it is something else.
@@ -64,12 +67,13 @@ def check_tensor(who: str, x: Any) -> None:
         raise refusal(who, "a tensor", x)
     if not is_dtensor(x) and type(x) not in (Tensor, torch.nn.Parameter):
         raise refusal(who, "a plain tensor or a DTensor", type(x).__name__)
-    kind = "nested" if x.is_nested else "quantized" if x.is_quantized else "meta" if x.is_meta else str(x.layout)
+    empty = x.is_meta and values
+    kind = "nested" if x.is_nested else "quantized" if x.is_quantized else "meta" if empty else str(x.layout)
     if kind != "torch.strided":
         raise refusal(who, "a dense tensor with values", kind)
 
 
-def _check_state(who: str, state: Any, settings: list[Setting]) -> None:
+def _check_state(who: str, state: Any, settings: list[Setting], p: Tensor, on_device: bool) -> None:
     if not isinstance(state, dict):
         raise refusal(who, "a dict of tensors", state)
     found = {entry: _shape_of(value) for entry, value in state.items()}
@@ -77,10 +81,11 @@ def _check_state(who: str, state: Any, settings: list[Setting]) -> None:
         expected = {"step": (), **{entry: shape for entry, (shape, _) in setting.layout.items()}}
         if found != expected:
             raise refusal(who, f"tensors of shapes {expected}", found, remedy)
-    steps_of(who, state["step"])
+    if not (p.is_meta and on_device and getattr(state["step"], "is_meta", False)):
+        steps_of(who, state["step"])
     moments = {entry: x for entry, x in state.items() if entry != "step"}
     for entry, x in moments.items():
-        check_tensor(f"{entry} of the {who}", x)
+        check_tensor(f"{entry} of the {who}", x, values=not p.is_meta)
     kept = {entry: x.dtype for entry, x in moments.items()}
     if not any(kept == _dtypes(settings[1], dtype) for dtype in dtypes.NAMES):
         names = {entry: str(dtype) for entry, dtype in kept.items()}
@@ -107,7 +112,7 @@ def _dtypes(setting: Setting, dtype: str) -> dict[str, torch.dtype]:
 def _has_negative(x: Tensor) -> bool:
     """Whether a number is below 0. An infinity or a NaN is none: a run that has blown up is saved as it is."""
     own = local_of(x).detach()
-    if not own.numel():
+    if own.is_meta or not own.numel():
         return False
     lowest = float(own.min())
     return lowest < 0 or (math.isnan(lowest) and bool((own < 0).any()))
@@ -135,5 +140,6 @@ def _kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
         x = state[entry].detach()
         x = x if is_dtensor(x) else x.contiguous()
         kept[entry] = laid(x.to(p.device, dtype, copy=True), p, entry, setting.plan)
-    step = torch.tensor(steps_of("", state["step"]), dtype=torch.float32, device=p.device if on_device else "cpu")
+    steps = 0 if getattr(state["step"], "is_meta", False) else steps_of("", state["step"])  # nothing can be read there
+    step = torch.tensor(steps, dtype=torch.float32, device=p.device if on_device else "cpu")
     return {"step": step, **kept}
