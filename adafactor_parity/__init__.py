@@ -1,4 +1,4 @@
-"""Where the two frameworks meet: the command-line tool that shows that they compute the same.
+"""The command line `adafactor`, which compares the two optimizers with each other and reads other libraries' calls.
 
     adafactor verify                                 # or: python -m adafactor_parity verify
     adafactor lint 'transformers.Adafactor(params, lr=1e-3, relative_step=False)'
@@ -11,26 +11,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._budgets import Budget, budget, ulp
-    from ._lint import Lint, lint
-    from ._runners import JaxRunner, OracleRunner, TorchRunner
-    from ._verification import Verification
-    from ._verify import verify
+    from ._lint.lint import Lint, lint
+    from ._verify.stepping.budgets import FLOOR_ULP, Budget, budget, ulp
+    from ._verify.stepping.runners import JaxRunner, OracleRunner, TorchRunner
+    from ._verify.verification import Verification
+    from ._verify.verify import verify
 
 _HOMES = {
-    "Budget": "_budgets",
-    "JaxRunner": "_runners",
-    "Lint": "_lint",
-    "OracleRunner": "_runners",
-    "TorchRunner": "_runners",
-    "Verification": "_verification",
-    "budget": "_budgets",
-    "lint": "_lint",
-    "ulp": "_budgets",
-    "verify": "_verify",
+    "FLOOR_ULP": "_verify.stepping.budgets",
+    "Budget": "_verify.stepping.budgets",
+    "JaxRunner": "_verify.stepping.runners",
+    "Lint": "_lint.lint",
+    "OracleRunner": "_verify.stepping.runners",
+    "TorchRunner": "_verify.stepping.runners",
+    "Verification": "_verify.verification",
+    "budget": "_verify.stepping.budgets",
+    "lint": "_lint.lint",
+    "ulp": "_verify.stepping.budgets",
+    "verify": "_verify.verify",
 }
 
 __all__ = [
+    "FLOOR_ULP",
     "Budget",
     "JaxRunner",
     "Lint",
@@ -45,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only on use: both frameworks together take seconds to load, and `adafactor --help` needs neither.
+    # Imported when it is used: both frameworks together take seconds to load, and `adafactor --help` needs neither.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""`python -m adafactor_parity`."""
+"""Runs the command line as `python -m adafactor_parity`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the docstring and the signature of a named recipe say, taken apart for tables and pages."""
+"""Takes the docstring and the signature of a named recipe apart, for tables and pages that describe it."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""The command line, `adafactor`: finds the command, runs it, and decides what every way of ending looks like outside.
+"""The command line `adafactor`: finds the command, runs it, and decides the exit status of every way in which it ends.
 
 Exit status 1 is a command's own verdict, such as "beyond its budget". Nothing else ends with it: whatever goes wrong
 ends with one line on standard error and status 2.
@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from ._errors import UsageError
 from ._output import ReaderGone, complain, printing
+from .errors import UsageError
 
-COMMANDS = {"verify": "_verify_command", "recipes": "_recipes_command", "lint": "_lint_command"}
+COMMANDS = ("verify", "recipes", "lint")
 FAILED, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two are what a shell says after SIGINT and after SIGPIPE
 TRACEBACK = "ADAFACTOR_TRACEBACK"  # an environment variable; set to anything, an unexpected error shows its traceback
 
@@ -61,6 +61,6 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="adafactor", description="One Adafactor in JAX and in PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS.values():
-        importlib.import_module(f".{name}", __package__).add_parser(commands)
+    for name in COMMANDS:
+        importlib.import_module(f"._{name}.command", __package__).add_parser(commands)
     return parser

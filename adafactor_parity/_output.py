@@ -1,4 +1,4 @@
-"""Writing: standard output, standard error, and files that are replaced whole or not at all."""
+"""Writes to standard output, to standard error, and to files, each of which is replaced as a whole or not at all."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from ._errors import wrong
+from .errors import wrong
 
 
 class ReaderGone(Exception):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from adafactor_parity._errors import UsageError
+from adafactor_parity.errors import UsageError
 
 from .measure import options as checked
 from .measure.workloads import WORKLOADS

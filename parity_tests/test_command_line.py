@@ -1,27 +1,24 @@
 """The command line and `adafactor verify`, by running them."""
 
-import contextlib
 import errno
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import adafactor_torch
-from adafactor_parity import _options, _output, _text, _verify
+from adafactor_parity import Verification
 from adafactor_parity._cli import COMMANDS, main
-from adafactor_parity._errors import UsageError
-from adafactor_parity._verification import Verification
+from adafactor_parity._output import replace_files
+from adafactor_parity._verify import verify
+from adafactor_parity._verify.options import Options, check
+from adafactor_parity._verify.training.corpus import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -212,9 +209,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     listed = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.M)
     assert listed == list(COMMANDS)
-    assert {f"{module}.py" for module in COMMANDS.values()} == {
-        file.name for file in (ROOT / "adafactor_parity").glob("_*_command.py")
-    }
+    rooms = {folder.parent.name for folder in (ROOT / "adafactor_parity").glob("_*/command.py")}
+    assert rooms == {f"_{name}" for name in COMMANDS}
 
 
 def test_help_needs_no_framework() -> None:
@@ -329,7 +325,7 @@ def test_a_terminal_that_says_it_has_no_columns_shows_the_same_as_a_narrow_one(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Verification:
-    options = _options.check(
+    options = check(
         recipe_names=["paper"],
         dtype_names=["float64"],
         steps=0,
@@ -339,7 +335,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Verification:
         out=tmp_path_factory.mktemp("report"),
         seed=0,
     )
-    return _verify.measure(options, _text.load(None))
+    return verify.measure(options, load(None))
 
 
 def test_a_report_that_cannot_be_written_does_not_cost_the_figures(
@@ -348,8 +344,8 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_figures(
     def full(*of: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("adafactor_parity._report.replace_files", full)
-    monkeypatch.setattr(_verify, "measure", lambda *_: found)
+    monkeypatch.setattr("adafactor_parity._verify.report.write.replace_files", full)
+    monkeypatch.setattr(verify, "measure", lambda *_: found)
     assert main(["verify", "--out", str(found.options.out)]) == 2
     printed = capsys.readouterr()
     assert "Everything is within its budget." in printed.out and "Report" not in printed.out
@@ -362,8 +358,8 @@ def test_names_of_files_may_hold_any_bytes(
     found: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "\udcff"
-    odd = Verification(**{**vars(found), "options": _options.Options(out=folder)})
-    monkeypatch.setattr(_verify, "measure", lambda options, _: options.out.mkdir() or odd)
+    odd = Verification(**{**vars(found), "options": Options(out=folder)})
+    monkeypatch.setattr(verify, "measure", lambda options, _: options.out.mkdir() or odd)
     assert main(["verify", "--out", str(folder)]) == 0
     assert capsys.readouterr().out.endswith("Report: " + str(tmp_path / "\\udcff" / "index.html") + "\n")
     assert "\\udcff" in (folder / "index.html").read_text(encoding="utf-8")
@@ -372,9 +368,9 @@ def test_names_of_files_may_hold_any_bytes(
 def test_files_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(OSError, match="No such file"):
-        _output.replace_files(tmp_path, {"a": b"new", "missing/b": b"new"})
+        replace_files(tmp_path, {"a": b"new", "missing/b": b"new"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
-    _output.replace_files(tmp_path, {"a": b"new", "b": b"new"})
+    replace_files(tmp_path, {"a": b"new", "b": b"new"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "b": b"new"}
 
 
@@ -402,7 +398,7 @@ def test_no_error_looks_like_a_verdict(
     def fail(*of: object) -> None:
         raise error
 
-    monkeypatch.setattr("adafactor_parity._recipes_command.difference", fail)
+    monkeypatch.setattr("adafactor_parity._recipes.command.difference", fail)
     assert main(["recipes", "paper", "torch"]) == status
     assert re.fullmatch(f"adafactor recipes: {re.escape(line)}.*\n", capsys.readouterr().err)
     monkeypatch.setenv("ADAFACTOR_TRACEBACK", "1")
@@ -413,42 +409,7 @@ def test_no_error_looks_like_a_verdict(
 def test_a_module_of_ours_that_is_missing_is_not_said_to_need_an_installation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "adafactor_parity._recipes_tables", None)
-    monkeypatch.delattr("adafactor_parity._recipes_tables", raising=False)
+    monkeypatch.setitem(sys.modules, "adafactor_parity._recipes.tables", None)
+    monkeypatch.delattr("adafactor_parity._recipes.tables", raising=False)
     assert main(["recipes"]) == 2
-    assert "did not expect, ModuleNotFoundError: import of adafactor_parity._recipes_tables" in capsys.readouterr().err
-
-
-WORDS = [
-    *COMMANDS, "--json", "--markdown", "--plot", "--from", "--quick", "--steps", "--seed", "--recipe", "--dtype",
-    "--out", "--text", "--device", "paper", "torch", "t5x", "float32", "0", "-1", "", "-", "--", "a.png", "/dev/null",
-    "/dev/zero", "\udcff", "\u03b2", "optax.adafactor(1e-3)", "Adafactor(p)", "cpu", "1" * 5000, "--help",
-]  # fmt: skip
-
-
-@given(st.lists(st.sampled_from(WORDS), max_size=6))
-def test_every_command_line_ends_in_a_result_or_in_a_refusal(words: list[str]) -> None:
-    out, err = io.StringIO(), io.StringIO()
-    with _nothing_runs(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(words)
-        except SystemExit as stopped:  # of argparse
-            status = int(str(stopped.code))
-    assert status in (0, 1, 2)
-    assert (status == 2) == bool(err.getvalue()), err.getvalue()
-    assert "did not expect" not in err.getvalue() and "Traceback" not in err.getvalue()
-    assert bool(out.getvalue()) == (status != 2)
-
-
-@contextlib.contextmanager
-def _nothing_runs() -> Iterator[None]:
-    """`verify` ends after its checks, nothing is written, and standard input is empty."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_verify, "measure", _stop)
-        patch.setattr("adafactor_parity._recipes_command._draw", lambda found, file: file)
-        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
-        yield
-
-
-def _stop(options: object, corpus: object) -> None:
-    raise UsageError("nothing is measured")
+    assert "did not expect, ModuleNotFoundError: import of adafactor_parity._recipes.tables" in capsys.readouterr().err

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from adafactor_parity import _difference
-from adafactor_parity._difference import difference
+from adafactor_parity._recipes.difference import LR, difference, sample
 from adafactor_spec import oracle, recipes, replace
 
 
 def test_the_steps_are_those_of_the_oracle() -> None:
     found = difference("paper", "t5x")
-    start, gradients = _difference.sample()
-    pair = [recipes.paper(), replace(recipes.t5x(), lr=_difference.LR)]
+    start, gradients = sample()
+    pair = [recipes.paper(), replace(recipes.t5x(), lr=LR)]
     params = [start, start]
     states = [oracle.init(recipe, start) for recipe in pair]
     for t, g in enumerate(gradients):
@@ -27,7 +26,7 @@ def test_the_steps_are_those_of_the_oracle() -> None:
 
 
 def test_the_sample_has_uneven_rows_and_columns_and_changes_slowly() -> None:
-    _, gradients = _difference.sample()
+    _, gradients = sample()
     steps = list(gradients)
     for axis in (0, 1):
         sizes = np.sqrt(np.mean(np.square(steps), axis=(0, 1 + axis)))
@@ -35,11 +34,11 @@ def test_the_sample_has_uneven_rows_and_columns_and_changes_slowly() -> None:
     sizes = np.sqrt(np.mean(np.square(steps), axis=(1, 2)))
     assert 2 < max(sizes) / min(sizes) < 10
     assert max(abs(np.log(sizes[1:] / sizes[:-1]))) < 0.2
-    assert all(np.array_equal(a, b) for a, b in zip(steps, _difference.sample()[1], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(steps, sample()[1], strict=True))
 
 
 def test_every_recipe_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_difference, "STEPS", 5)
+    monkeypatch.setattr("adafactor_parity._recipes.difference.STEPS", 5)
     for name in recipes.NAMES[1:]:
         found = difference("paper", name)
         assert np.isfinite(found.rms).all() and np.isfinite(found.apart).all(), name

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adafactor_parity import _devices, _report, _verify, lint
+from adafactor_parity import lint
+from adafactor_parity._verify import verify
+from adafactor_parity._verify.devices import find
+from adafactor_parity._verify.report.write import make_folder
 from adafactor_spec import dtypes, recipes, to_plain
 
 from .hostile import cases
@@ -244,8 +247,8 @@ def test_verify(folder: Path, drawn: list[tuple[str, Any]], missing: bool) -> No
     asked: list[Any] = []
 
     def measure(options: Any, corpus: Any) -> Any:
-        devices = _devices.find(options.device, options.dtypes)
-        _report.make_folder(options.out)
+        devices = find(options.device, options.dtypes)
+        make_folder(options.out)
         asked.append((options, corpus, devices))
         raise Reached
 
@@ -258,7 +261,7 @@ def test_verify(folder: Path, drawn: list[tuple[str, Any]], missing: bool) -> No
         argv += ["--out", str(folder / "folder")]
     before = list(names_of(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_verify, "measure", measure)
+        patch.setattr(verify, "measure", measure)
         patch.chdir(folder)
         try:
             status, out = judged(argv)

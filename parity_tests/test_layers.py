@@ -146,7 +146,7 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in ("_asdict", "_fields", "_replace")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks", "examples"])
 def test_no_private_name_of_another_package(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files

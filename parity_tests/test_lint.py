@@ -15,8 +15,8 @@ import torch
 
 import adafactor_jax
 from adafactor_parity import lint
-from adafactor_parity._constructors import usual_name
-from adafactor_parity._lint_code import expression
+from adafactor_parity._lint.code import expression
+from adafactor_parity._lint.constructors import usual_name
 from adafactor_spec import Recipe, recipes, replace
 from adafactor_torch._groups import recipe_of
 

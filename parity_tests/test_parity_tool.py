@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adafactor_parity import _budgets, _model, _options, _piecewise, _stepping, _tables, _zoo
+from adafactor_parity import OracleRunner
 from adafactor_parity._cli import _parser
-from adafactor_parity._deviation import Comparison, Deviation
-from adafactor_parity._devices import find
-from adafactor_parity._progress import Progress
-from adafactor_parity._runners import OracleRunner
-from adafactor_parity._verification import _finite
+from adafactor_parity._verify.devices import find
+from adafactor_parity._verify.options import check
+from adafactor_parity._verify.piecewise import PiecewiseRun, run_piecewise
+from adafactor_parity._verify.report import tables
+from adafactor_parity._verify.stepping import budgets, zoo
+from adafactor_parity._verify.stepping.deviation import Comparison, Deviation
+from adafactor_parity._verify.stepping.step_all import PAIRS, Stepped, step_all
+from adafactor_parity._verify.training.model import Config, initial_weights
+from adafactor_parity._verify.verification import _finite
+from adafactor_parity.progress import Progress
 from adafactor_spec import dtypes, factoring, oracle, recipes, replace
 
 # The zoo ------------------------------------------------------------------------------------------------------------
@@ -24,37 +29,37 @@ from adafactor_spec import dtypes, factoring, oracle, recipes, replace
 
 @pytest.mark.parametrize("dtype", dtypes.NAMES)
 def test_values_fit_the_dtype_span_the_decades_and_replay(dtype: str) -> None:
-    steps = list(_zoo.gradients(_zoo.tensors(), dtype, seed=2))
-    again = list(_zoo.gradients(_zoo.tensors(), dtype, seed=2))
+    steps = list(zoo.gradients(zoo.tensors(), dtype, seed=2))
+    again = list(zoo.gradients(zoo.tensors(), dtype, seed=2))
     sizes = []
     for t, (grads, same) in enumerate(zip(steps, again, strict=True), start=1):
         for name, grad in grads.items():
-            assert grad.shape == _zoo.SHAPES[name]
+            assert grad.shape == zoo.SHAPES[name]
             assert np.all(np.isfinite(grad))
             assert np.array_equal(grad, dtypes.round_to(grad, dtype))
             assert np.array_equal(grad, same[name])
-        assert any(np.any(grad) for grad in grads.values()) != (t == _zoo.ZERO_STEP)
+        assert any(np.any(grad) for grad in grads.values()) != (t == zoo.ZERO_STEP)
         sizes.append(float(np.sqrt(np.mean(grads["large"] ** 2))))
     live = [size for size in sizes if size]
-    assert np.log10(max(live) / min(live)) == pytest.approx(_zoo.DECADES.get(dtype, 12), abs=0.1)
+    assert np.log10(max(live) / min(live)) == pytest.approx(zoo.DECADES.get(dtype, 12), abs=0.1)
 
 
 def test_the_zoo_steps_every_recipe_and_the_modes_that_no_default_reaches() -> None:
-    settings = _zoo.settings(recipes.NAMES)
+    settings = zoo.settings(recipes.NAMES)
     assert {setting.name for setting in settings} == set(recipes.NAMES)
     assert any(setting.recipe.needs_names for setting in settings)
     assert any(setting.recipe.amsgrad for setting in settings)
     assert {setting.recipe.momentum_of for setting in settings if setting.recipe.beta1 is not None} >= {"grad", "step"}
     assert any(setting.recipe.decays for setting in settings)
-    assert len(_zoo.settings(recipes.NAMES, defaults_only=True)) == len(recipes.NAMES)
+    assert len(zoo.settings(recipes.NAMES, defaults_only=True)) == len(recipes.NAMES)
     for setting in settings:
-        for name, shape in _zoo.SHAPES.items():
+        for name, shape in zoo.SHAPES.items():
             factoring.plan(setting.recipe.factoring, shape, name)
-    for name, weight in _model.initial_weights(_model.Config(vocabulary=50), seed=0).items():
+    for name, weight in initial_weights(Config(vocabulary=50), seed=0).items():
         for recipe in recipes.NAMES:
-            factoring.plan(_zoo.trained([recipe]).recipe.factoring, weight.shape, name)
+            factoring.plan(zoo.trained([recipe]).recipe.factoring, weight.shape, name)
     for quick in (True, False):
-        shapes = [_zoo.SHAPES[name] for name in _zoo.tensors(quick)]
+        shapes = [zoo.SHAPES[name] for name in zoo.tensors(quick)]
         assert {len(shape) for shape in shapes} == {0, 1, 2, 3, 4, 5}
         assert any(1 in shape for shape in shapes)
         assert any(0 in shape for shape in shapes)
@@ -68,21 +73,21 @@ def test_ulp_is_the_spacing_of_the_dtype() -> None:
     for value in (1.0, 1.999, 0.75, 3e-6, 1e-7, 5e4):
         for dtype in (np.float64, np.float32, np.float16):
             rounded = np.asarray(value, dtype)
-            assert _budgets.ulp(float(rounded), np.dtype(dtype).name) == np.spacing(rounded), (value, dtype)
+            assert budgets.ulp(float(rounded), np.dtype(dtype).name) == np.spacing(rounded), (value, dtype)
         rounded = np.asarray(value, ml_dtypes.bfloat16)
         following = np.nextafter(rounded, np.asarray(np.inf, ml_dtypes.bfloat16))
-        assert _budgets.ulp(float(rounded), "bfloat16") == float(following) - float(rounded)
+        assert budgets.ulp(float(rounded), "bfloat16") == float(following) - float(rounded)
 
 
 def test_budgets_are_derived() -> None:
-    assert _budgets.budget("float64", 0.5).relative == 1e-12
-    assert _budgets.budget("float32", 1e-7).relative == pytest.approx(4e-7)
-    strict = _budgets.budget("bfloat16", 0.0)
+    assert budgets.budget("float64", 0.5).relative == 1e-12
+    assert budgets.budget("float32", 1e-7).relative == pytest.approx(4e-7)
+    strict = budgets.budget("bfloat16", 0.0)
     assert strict.allows(1e-2, ulp=1.0)
     assert not strict.allows(1e-2, ulp=1.1)
-    assert not _budgets.budget("float64", 0.0).allows(1.1e-12, ulp=1.0)
+    assert not budgets.budget("float64", 0.0).allows(1.1e-12, ulp=1.0)
     assert not strict.allows(float("nan"), float("nan"))
-    shown = [str(_budgets.budget(dtype, 1e-4)) for dtype in ("float64", "float32", "bfloat16")]
+    shown = [str(budgets.budget(dtype, 1e-4)) for dtype in ("float64", "float32", "bfloat16")]
     assert shown == ["1.0e-12", "4.0e-04", "1 ulp"]
 
 
@@ -97,10 +102,10 @@ def test_the_comparison_names_step_and_element() -> None:
     comparison.add(3, value, reference, {"uneven": 2.0, "empty vector": 0.0})
     assert comparison.worst_per_step() == [0.0, 5e-7, 4e-6]
     assert comparison.worst().where() == "shape (37, 19) (uneven), step 3, element (0, 18)"
-    first = comparison.first_beyond(_budgets.Budget(1e-7, yardstick=0.0))
+    first = comparison.first_beyond(budgets.Budget(1e-7, yardstick=0.0))
     assert first is not None
     assert (first.step, first.element, first.ulp) == (2, (3, 4), 1e-6 / 2**-22)
-    assert comparison.first_beyond(_budgets.Budget(1e-5)) is None
+    assert comparison.first_beyond(budgets.Budget(1e-5)) is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -111,7 +116,7 @@ def test_what_is_not_finite_is_beyond_every_budget(bad: float) -> None:
         comparison = Comparison("float64")
         comparison.add(1, one, other, {"row": 1.0})
         assert comparison.worst().element == (0, 2)
-        assert comparison.first_beyond(_budgets.Budget(1e300)) is not None
+        assert comparison.first_beyond(budgets.Budget(1e300)) is not None
 
 
 def test_the_yardstick_adds_as_optax_does() -> None:
@@ -120,7 +125,7 @@ def test_the_yardstick_adds_as_optax_does() -> None:
         recipe = replace(recipes.paper(), lr=lr, relative_step=False, multiply_by_parameter_scale=False)
         plain = OracleRunner(recipe, small, "bfloat16", np.float32)
         added = OracleRunner(recipe, small, "bfloat16", np.float32, by_addition=True)
-        for grads in _zoo.gradients(["row"], "bfloat16", seed=0):
+        for grads in zoo.gradients(["row"], "bfloat16", seed=0):
             plain.step(grads)
             added.step(grads)
         assert np.array_equal(plain.params()["row"], added.params()["row"]) == same
@@ -135,11 +140,11 @@ FEW = ("scalar", "uneven", "empty matrix")  # most of the time goes into compila
 @pytest.mark.parametrize("dtype", dtypes.NAMES)
 def test_stepping_accepts_the_optimizers(dtype: str) -> None:
     advanced: list[None] = []
-    (setting,) = _zoo.settings(["torch"], defaults_only=True)
-    stepped = _stepping.step_all(setting, dtype, FEW, find("cpu", ()), 0, lambda: advanced.append(None))
+    (setting,) = zoo.settings(["torch"], defaults_only=True)
+    stepped = step_all(setting, dtype, FEW, find("cpu", ()), 0, lambda: advanced.append(None))
     assert stepped.failures() == []
-    assert len(advanced) == _zoo.STEPS
-    assert len(stepped.per_step["JAX from oracle"]) == _zoo.STEPS
+    assert len(advanced) == zoo.STEPS
+    assert len(stepped.per_step["JAX from oracle"]) == zoo.STEPS
 
 
 def _off_by(factor: float) -> Callable[..., Any]:
@@ -161,18 +166,18 @@ def test_stepping_rejects_a_step_that_is_a_little_too_long(
     monkeypatch: pytest.MonkeyPatch, recipe: str, dtype: str, factor: float
 ) -> None:
     monkeypatch.setattr(oracle, "parameter_scale", _off_by(factor))
-    (setting,) = _zoo.settings([recipe], defaults_only=True)
-    stepped = _stepping.step_all(setting, dtype, FEW, find("cpu", ()), 0, lambda: None)
+    (setting,) = zoo.settings([recipe], defaults_only=True)
+    stepped = step_all(setting, dtype, FEW, find("cpu", ()), 0, lambda: None)
     assert set(stepped.beyond) == {"JAX from oracle", "torch from oracle"}
     assert all(f"recipe {recipe}" in line and "shape (" in line for line in stepped.failures())
 
 
 def test_the_learning_rate_steps_down_in_both_frameworks() -> None:
-    run = _piecewise.run()
+    run = run_piecewise()
     at = {t: run.scheduled[t - 1] for t in (1, 9, 10, 19, 20, 29, 30, 40)}
     assert at == {1: 1e-2, 9: 1e-2, 10: 5e-3, 19: 5e-3, 20: 2.5e-3, 29: 2.5e-3, 30: 1.25e-3, 40: 1.25e-3}
-    assert run.worst() < _budgets.SCHEDULE_RELATIVE
-    late = _piecewise.PiecewiseRun(run.scheduled, run.torch_group, run.torch_measured, [1e-2, *run.jax_measured[:-1]])
+    assert run.worst() < budgets.SCHEDULE_RELATIVE
+    late = PiecewiseRun(run.scheduled, run.torch_group, run.torch_measured, [1e-2, *run.jax_measured[:-1]])
     assert late.worst() > 0.5
 
 
@@ -180,7 +185,7 @@ def test_the_learning_rate_steps_down_in_both_frameworks() -> None:
 
 
 def test_the_command_replays_the_options() -> None:
-    wanted = _options.check(
+    wanted = check(
         recipe_names=["optax", "torch"],
         dtype_names=["float32"],
         steps=7,
@@ -192,7 +197,7 @@ def test_the_command_replays_the_options() -> None:
     )
     assert wanted.recipes == ("optax", "torch")
     parsed = vars(_parser().parse_args(wanted.command().split(" ", 1)[1].replace("'a file.txt'", "a_file.txt").split()))
-    again = _options.check(
+    again = check(
         recipe_names=parsed["recipe"],
         dtype_names=parsed["dtype"],
         text=parsed["text"].replace("_", " "),
@@ -202,19 +207,19 @@ def test_the_command_replays_the_options() -> None:
 
 
 def test_the_table_fits_100_columns_with_every_label_whole() -> None:
-    assert _tables.WIDTH == 100
-    worst = dict.fromkeys(_stepping.PAIRS, Deviation("uneven", 1, (0, 0), 1.2e-6, 0.001))
-    settings = _zoo.settings(recipes.NAMES)
-    rows = [_stepping.Stepped(s, "bfloat16", _budgets.Budget(1e-3), worst, {}, worst) for s in settings]
+    assert tables.WIDTH == 100
+    worst = dict.fromkeys(PAIRS, Deviation("uneven", 1, (0, 0), 1.2e-6, 0.001))
+    settings = zoo.settings(recipes.NAMES)
+    rows = [Stepped(s, "bfloat16", budgets.Budget(1e-3), worst, {}, worst) for s in settings]
     stream = StringIO()
-    Console(file=stream, width=_tables.WIDTH).print(_tables.stepping(rows))
+    Console(file=stream, width=tables.WIDTH).print(tables.stepping(rows))
     printed = stream.getvalue()
     assert "…" not in printed
     assert all(f"\n{s.label} " in printed for s in settings)
     assert "FAILED" in printed
     assert "1.2e-06 (<.01)" in printed
     for ulp, text in ((0.25, "0.2"), (1.5, "1.5"), (420.0, "420"), (5.8e4, ">999")):
-        assert _tables.deviation(Deviation("uneven", 1, (0, 0), 1e-3, ulp)) == f"1.0e-03 ({text})"
+        assert tables.deviation(Deviation("uneven", 1, (0, 0), 1e-3, ulp)) == f"1.0e-03 ({text})"
 
 
 def test_progress_is_a_bar_on_a_terminal_and_nothing_in_a_pipe() -> None:

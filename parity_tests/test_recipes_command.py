@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafactor_parity import _recipes_tables
 from adafactor_parity._about import about
 from adafactor_parity._cli import main
-from adafactor_parity._difference import difference
+from adafactor_parity._recipes import tables as printed_tables
+from adafactor_parity._recipes.difference import difference
 from adafactor_spec import Recipe, literal, recipes, summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,13 +62,13 @@ def test_the_table_is_readable_at_every_width(printed: Any, columns: int | None)
         ]  # fmt: skip
     for whole in ("min(0.01, t^-1/2)", "max(0.001, RMS(p))", "(1 - 0.999^t)", ">= 128"):
         assert whole in text, "a line is broken where it should not be"
-    assert _recipes_tables.TOGETHER not in text
+    assert printed_tables.TOGETHER not in text
     assert len(parts) <= {80: 5, None: 4, 100: 4, 120: 3, 160: 2, 200: 2}[columns]
 
 
 def test_a_row_has_the_phrases_of_its_recipe(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recipes_tables, "WIDEST", ONE_PER_LINE)
-    monkeypatch.setattr(_recipes_tables, "READABLE", ONE_PER_LINE)
+    monkeypatch.setattr(printed_tables, "WIDEST", ONE_PER_LINE)
+    monkeypatch.setattr(printed_tables, "READABLE", ONE_PER_LINE)
     (rows,) = tables(printed(columns=ONE_PER_LINE))
     by_name = {line.split(" ")[0]: re.split(r" {2,}|(?<=\S) $", line.rstrip()) for line in rows}
     for name in recipes.NAMES:
@@ -263,7 +263,7 @@ def test_what_a_recipe_refuses_of_the_sample_is_wrong_usage(
     def refuse(first: str, second: str) -> None:
         raise ValueError(f"{first} refuses it")
 
-    monkeypatch.setattr("adafactor_parity._recipes_command.difference", refuse)
+    monkeypatch.setattr("adafactor_parity._recipes.command.difference", refuse)
     assert main(["recipes", "paper", "torch"]) == 2
     assert capsys.readouterr().err == "adafactor recipes: paper refuses it\n"
 

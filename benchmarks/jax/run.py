@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adafactor_parity._progress import Progress
+from adafactor_parity.progress import Progress
 
 from ..measure import cases, entries, machine
 from ..measure.cases import COPY, Contender, Found, Job, Timed, measure_here, run_case

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
 
-from adafactor_parity._progress import Progress
+from adafactor_parity.progress import Progress
 
 from . import machine as machines
 from .entries import TakesPart, copy_numbers, left_out, taking_part

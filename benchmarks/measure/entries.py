@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Protocol, TypeVar
 
-from adafactor_parity._errors import UsageError
+from adafactor_parity.errors import UsageError
 
 from .options import Options
 from .workloads import WORKLOADS

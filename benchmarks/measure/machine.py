@@ -3,7 +3,7 @@
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from adafactor_parity import _environment
+from adafactor_parity import environment
 
 PEERS = ("transformers", "pytorch_optimizer")
 
@@ -11,12 +11,12 @@ PEERS = ("transformers", "pytorch_optimizer")
 def machine() -> dict[str, str | int]:
     """The operating system, the processor, the cores that this process may use, and the memory."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {**_environment.machine(), "memory": f"{total / 2**30:.0f} GiB"}
+    return {**environment.machine(), "memory": f"{total / 2**30:.0f} GiB"}
 
 
 def versions(compute: tuple[str, ...], peers: tuple[str, ...] = PEERS) -> dict[str, str]:
     """Versions of Python, of this project, of the packages that compute and of the peers that have their own."""
-    known = _environment.versions()
+    known = environment.versions()
     return {name: known[name] for name in ("python", "adafactor", *compute)} | {name: _version(name) for name in peers}
 
 

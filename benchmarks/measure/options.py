@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafactor_parity._errors import wrong
+from adafactor_parity.errors import wrong
 from adafactor_spec.errors import nearest
 
 from .workloads import SHARDED, WORKLOADS, usual

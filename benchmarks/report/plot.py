@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from adafactor_parity import _plot_style as style
+from adafactor_parity import plot_style as style
 
 from ..measure.results import Case, Measured, Results
 from .figures import times

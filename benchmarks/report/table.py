@@ -4,17 +4,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adafactor_parity import _terminal
+from adafactor_parity import terminal
 
 from ..measure.results import Case, Results
 from .columns import columns
 
-WIDTH = _terminal.WIDTH
+WIDTH = terminal.WIDTH
 
 
 def show(results: Results, console: Console | None = None) -> None:
     """Print a table for each case to standard output, or to `console`."""
-    console = console or _terminal.console(WIDTH)
+    console = console or terminal.console(WIDTH)
     for case in results.cases:
         console.print(table(case))
         for row in case.measured:
@@ -34,7 +34,7 @@ def show(results: Results, console: Console | None = None) -> None:
 def table(case: Case) -> Table:
     """One row per optimizer."""
     size = f"{case.parameters / 1e6:.3g} M parameters in {case.tensors:,} tensors"
-    made = _terminal.table(f"{case.title}: {size}")
+    made = terminal.table(f"{case.title}: {size}")
     made.add_column("", no_wrap=True)
     shown = columns([case])
     for column in shown:

@@ -9,7 +9,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch loads: its profi
 import torch
 from torch import Tensor
 
-from adafactor_parity._progress import Progress
+from adafactor_parity.progress import Progress
 
 from ..measure import cases, entries, machine
 from ..measure.cases import COPY, Contender, Found, Job, Timed, measure_here, run_case, seconds_of

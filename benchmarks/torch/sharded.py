@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adafactor_parity._progress import Progress
+from adafactor_parity.progress import Progress
 
 from ..measure import cases, entries, machine
 from ..measure.cases import Found, Job, run_case

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from adafactor_parity._errors import UsageError
+from adafactor_parity.errors import UsageError
 from benchmarks import _cli
 from benchmarks.jax.compiled import Compilations, allocated, counted, tree_bytes, without_cache
 from benchmarks.jax.optimizers import BASELINE, ENTRIES

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adafactor_parity import budget, ulp
-from adafactor_parity._budgets import FLOOR_ULP
+from adafactor_parity import FLOOR_ULP, budget, ulp
 from adafactor_spec import Recipe, dtypes
 from parity_tests.peers import ours
 from parity_tests.peers.cases import FEW, Array, Arrays, Case

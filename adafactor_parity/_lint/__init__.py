@@ -1,0 +1,1 @@
+"""`adafactor lint`: says what another library's constructor call computes, and writes the equivalent call."""

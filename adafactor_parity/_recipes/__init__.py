@@ -1,0 +1,1 @@
+"""`adafactor recipes`: shows the named recipes, and the differences between two of them."""

@@ -1,0 +1,1 @@
+"""The report of `verify`: tables on the terminal, plots, a page and a JSON file."""
