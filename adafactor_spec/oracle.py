@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._recipe import Recipe
+from ._recipe import Numbers, Recipe
 from ._rounding import LOW, ROUNDINGS, mix, rounding_key
 from .dtypes import is_narrow, round_by, round_to
 from .errors import check_choice, check_number, refusal
@@ -172,6 +172,16 @@ def round_stochastically(x: Array, bits: Array, dtype: str) -> Array:
 # --- One step ------------------------------------------------------------------------------------------------------
 
 
+def numbers(recipe: Recipe, t: int, compute: Any) -> Numbers:
+    """The numbers of step t, every one a scalar of the computing dtype.
+
+    A schedule may give a Python or NumPy number of any dtype, and one of float64 would turn all that it meets to
+    float64.
+    """
+    now = vars(recipe.at(t if compute == np.float64 else compute(t)))
+    return Numbers(**{name: None if value is None else compute(value) for name, value in now.items()})
+
+
 def init(
     recipe: Recipe,
     param: Array,
@@ -223,7 +233,7 @@ def step(
     Args:
         recipe: the algorithm.
         param, grad: arrays of one shape whose values fit the parameter's dtype.
-        state: from `init` or from the step before.
+        state: from `init` or from the step before; arrays of another dtype are converted to `compute`.
         name: of the parameter, for rules that go by name.
         dtype: storage dtype of the parameter, by name. The result is rounded to it, once.
         compute: NumPy dtype of the arithmetic.
@@ -243,12 +253,14 @@ def step(
         raise refusal("rounding", "the one that `init` was given", rounding)
     recipe = recipe.for_name(name)
     p, g = np.asarray(param, compute), np.asarray(grad, compute)
+    done, *kept = vars(state).values()
+    state = State(done, *(None if value is None else np.asarray(value, compute) for value in kept))
     p = p + state.compensation if compensated else p
     plan = plan_for(recipe.factoring, p.shape, name)
     v_dtype, m_dtype = recipe.state_dtype_for(dtype), recipe.momentum_dtype_for(dtype)
     eps1 = recipe.eps1_for(dtype)
     added, floor = (eps1, None) if recipe.eps1_mode == "add" else (0.0, eps1)
-    now = recipe.at(state.step + 1 if compute == np.float64 else compute(state.step + 1))
+    now = numbers(recipe, state.step + 1, compute)
 
     averages = None if recipe.beta1 is None else recipe.momentum_of
 
@@ -280,13 +292,13 @@ def step(
     u = u.reshape(plan.shape)
 
     # Phase 3, apply: clip, scale, average, decay, round once.
-    if recipe.clipping_threshold is not None:
+    if recipe.clipping_threshold not in (None, math.inf):
         u = clip(u, rms(u, plan.rms_axes), recipe.clipping_threshold)
     if averages == "update":
         u, m = averaged(u, m)
     if recipe.decays and recipe.decay_before_scale:
         p_rms = p_rms * abs(1.0 - now.weight_decay)
-    alpha = np.asarray(now.rho, compute)
+    alpha = now.rho
     if recipe.multiply_by_parameter_scale:
         alpha = alpha * parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
     update = alpha * u
@@ -300,5 +312,5 @@ def step(
     else:
         rounded = round_to(x, dtype)
     compensation = round_to(x - rounded, "bfloat16") if compensated else None
-    kept = dict(zip(("v_row", "v_col") if plan.factored else ("v",), moments, strict=True))
-    return rounded, State(state.step + 1, **kept, v_max=v_max, m=m, compensation=compensation)
+    second = dict(zip(("v_row", "v_col") if plan.factored else ("v",), moments, strict=True))
+    return rounded, State(state.step + 1, **second, v_max=v_max, m=m, compensation=compensation)
