@@ -126,7 +126,7 @@ def adafactor(
     if "lr" in fields or base.lr is None:
         must_be_given = "" if "lr" in fields else "This recipe has no default: give one."
         check_schedule("learning_rate", fields.get("lr"), at_least=0, remedy=must_be_given)
-    check_flag("telemetry", telemetry)
+    telemetry = check_flag("telemetry", telemetry)
     if specs is not None and mesh is None:
         raise refusal("specs", "None without a mesh", specs, "Give the mesh, too: mesh=..., specs=...")
     chosen = replace(base, **fields)

@@ -11,7 +11,7 @@ import optax
 
 from adafactor_spec import Recipe, factoring, schedules
 from adafactor_spec.factoring import Plan, Rule
-from adafactor_spec.schedules import ScalarOrSchedule
+from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
 
 from . import _kernels as kernels
 from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of
@@ -73,6 +73,7 @@ def scale_by_factored_rms(
 
     fields: dict[str, Any] = {"eps1": eps1, "eps1_mode": eps1_mode, "amsgrad": amsgrad, "state_dtype": state_dtype}
     recipe = Recipe(beta2=beta2, factoring=factoring, **fields)  # refuses what is out of range
+    amsgrad, adds = recipe.amsgrad, recipe.eps1_mode == "add"
     averaged = None if numerator is None else as_piece(numerator)
 
     def stored(leaf: Leaf) -> str:
@@ -99,7 +100,7 @@ def scale_by_factored_rms(
         if g is None:
             return []
         plan, eps = leaf.plan(factoring), recipe.eps1_for(leaf.dtype)
-        new = kernels.statistics(g, eps if eps1_mode == "add" else 0.0, plan)
+        new = kernels.statistics(g, eps if adds else 0.0, plan)
         parts = [Part(leaf, axes, x) for axes, x in zip((plan.cols, plan.rows), new, strict=False)]
         if split and v_row is not None:
             old = kernels.mean(v_row.astype(leaf.compute), plan.rows)
@@ -111,7 +112,7 @@ def scale_by_factored_rms(
         made, numerator_state = updates, state.numerator
         if averaged is not None:
             made, numerator_state = averaged.update(updates, state.numerator, params, step=step)
-        structure, now = structure_of(params), _decay_at(beta2, step.t)
+        structure, now = structure_of(params), _decay_at(recipe.beta2, step.t)
         old = [structure.flatten_up_to(tree) for tree in state[:4]]
 
         # Phase 1, statistics: means of g^2.
@@ -123,7 +124,7 @@ def scale_by_factored_rms(
                 return None, v_row, v_col, v, v_max
             plan, (beta, complement, bias) = leaf.plan(factoring), now(leaf.compute)
             eps = recipe.eps1_for(leaf.dtype)
-            floor = None if eps1_mode == "add" else eps
+            floor = None if adds else eps
 
             # Phase 2, norm: the second moment and the direction; what is stored is what is used.
             olds = [moment.astype(leaf.compute) for moment in ((v_row, v_col) if plan.factored else (v,))]
@@ -174,8 +175,9 @@ def momentum(
         A transformation whose state has `m`, a tree like the parameters.
     """
 
+    given: Any = check_schedule("beta1", beta1)  # None would be a recipe without a momentum
     fields: dict[str, Any] = {"momentum_rounding": momentum_rounding, "state_dtype": state_dtype}
-    recipe = Recipe(beta1=beta1, debias=debias, momentum_dtype=momentum_dtype, **fields)  # refuses what is out of range
+    recipe = Recipe(beta1=given, debias=debias, momentum_dtype=momentum_dtype, **fields)  # refuses what is out of range
 
     def stored(leaf: Leaf) -> str:
         return recipe.momentum_dtype_for(leaf.dtype)
@@ -186,16 +188,16 @@ def momentum(
         return MomentumState(tree_of(structure, [zeros_like(p, leaf.shape, stored(leaf)) for leaf, p in rows]))
 
     def update(updates: Updates, state: MomentumState, params: Tree, *, step: Step) -> Any:
-        structure, now = structure_of(params), _decay_at(beta1, step.t)
+        structure, now = structure_of(params), _decay_at(given, step.t)
 
         def one(leaf: Leaf, x: Recomputed | None, m: jax.Array) -> tuple[Any, jax.Array]:
             if x is None:
                 return None, m
             beta, complement, bias = now(leaf.compute)
             old = m.astype(leaf.compute)
-            used, kept = kernels.average(old, x.value, beta, complement, momentum_rounding, stored(leaf))
+            used, kept = kernels.average(old, x.value, beta, complement, recipe.momentum_rounding, stored(leaf))
             u = Recomputed.of(used)
-            return u.times(1.0 / bias) if debias else u, kept.astype(stored(leaf))
+            return u.times(1.0 / bias) if recipe.debias else u, kept.astype(stored(leaf))
 
         used, m = columns(2, one, step.leaves, updates, structure.flatten_up_to(state.m))
         return used, MomentumState(tree_of(structure, m))

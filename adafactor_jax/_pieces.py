@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from adafactor_spec import Recipe, factoring, per_name, schedules, values_of
-from adafactor_spec.errors import check_number, is_number
+from adafactor_spec.errors import check_flag, check_number, is_number
 from adafactor_spec.factoring import Rule, check_rule
 from adafactor_spec.schedules import ScalarOrSchedule, Schedule, as_schedule, check_schedule
 
@@ -31,7 +31,7 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
 
     Source: section 6 of arXiv 1804.04235.
     """
-    check_number("threshold", threshold, above=0, infinite=True)
+    threshold = check_number("threshold", threshold, above=0, infinite=True)
     check_rule("factoring", factoring)
     off = is_number(threshold) and math.isinf(threshold)  # then it is only asked what there is to tell
 
@@ -61,8 +61,8 @@ def scale_by_step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step:
 
     Source: section 8 of arXiv 1804.04235.
     """
-    check_schedule("learning_rate", learning_rate)
-    rho = as_schedule(schedules.relative_step(learning_rate) if relative_step else learning_rate)
+    lr = check_schedule("learning_rate", learning_rate)
+    rho = as_schedule(schedules.relative_step(lr) if check_flag("relative_step", relative_step) else lr)
 
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         sizes = [number(rho(step.t), leaf.compute) for leaf in step.leaves]
@@ -95,7 +95,7 @@ def scale_by_parameter_scale(
 
     Source: algorithms 4 and 5 of arXiv 1804.04235.
     """
-    check_schedule("step", step)
+    rho = as_schedule(check_schedule("step", step))
     for value in values_of(decay):
         check_schedule("decay", value, at_least=0)
     fields: dict[str, Any] = {
@@ -105,8 +105,6 @@ def scale_by_parameter_scale(
         "factoring": factoring,
     }
     recipe = Recipe(weight_decay=decay, **fields)  # refuses what is out of range
-
-    rho = as_schedule(step)
 
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         alphas = _alphas(recipe, rho, step, masks_of(mask, params))
@@ -139,7 +137,7 @@ def add_decayed_weights(
 
     Source: arXiv 1711.05101 for the decoupled form.
     """
-    check_schedule("step", step)
+    rho = as_schedule(check_schedule("step", step))
     fields: dict[str, Any] = {
         "multiply_by_parameter_scale": multiply_by_parameter_scale,
         "eps2": eps2,
@@ -147,8 +145,6 @@ def add_decayed_weights(
         "factoring": factoring,
     }
     recipe = Recipe(weight_decay=weight_decay, **fields)  # refuses what is out of range
-
-    rho = as_schedule(step)
 
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         times = _alphas(recipe, rho, step, [False] * len(step.leaves))

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adafactor_spec import ROUNDINGS
+from adafactor_spec import ROUNDINGS, check_seed
 from adafactor_spec.dtypes import is_narrow
-from adafactor_spec.errors import check_choice, check_number
+from adafactor_spec.errors import check_choice, keep
 
 from . import _kernels as kernels
 from ._leaves import Leaf
@@ -28,8 +28,7 @@ class Rounding:
     seed: Any = 0
 
     def __post_init__(self) -> None:
-        check_choice("rounding", self.kind, ROUNDINGS)
-        check_number("seed", self.seed, at_least=0, at_most=2**32 - 1, whole=True)
+        keep(self, kind=check_choice("rounding", self.kind, ROUNDINGS), seed=check_seed(self.seed))
 
     def compensates(self, leaf: Leaf) -> bool:
         """Whether what is cut off is kept, in bfloat16, and added to the parameter before the next step."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adafactor_spec.errors import refusal
 from adafactor_spec.factoring import Rule
 
 from . import _kernels as kernels
@@ -103,6 +104,8 @@ def as_piece(tx: optax.GradientTransformation) -> Piece:
     """Any transformation as a piece, which sees and gives arrays."""
     if isinstance(tx, Piece):
         return tx
+    if not hasattr(type(tx), "init") or not hasattr(type(tx), "update"):
+        raise refusal("numerator", "an optax.GradientTransformation", tx)
     outer = optax.with_extra_args_support(tx)
 
     def update(updates: Updates, state: Any, params: Tree, *, step: Step) -> Any:

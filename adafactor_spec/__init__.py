@@ -12,7 +12,7 @@ from ._formulas import literal
 from ._names import per_name, values_of
 from ._plain import from_plain, to_plain
 from ._recipe import FIELDS, PER_NAME, REMEDIES, Numbers, Recipe, replace
-from ._rounding import ROUNDINGS, rounding_key, seed_key
+from ._rounding import ROUNDINGS, check_seed, rounding_key, seed_key
 from ._sentinel import AS_THE_RECIPE_SAYS, Unset, given
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Numbers",
     "Recipe",
     "Unset",
+    "check_seed",
     "dtypes",
     "errors",
     "factoring",

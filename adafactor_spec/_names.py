@@ -8,21 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import refusal
+from .errors import keep, plain_text, refusal
 
 Pairs = tuple[tuple[str, Any], ...]
 
 
 def check_patterns(argument: str, rules: object) -> Pairs:
     """The pairs of a dict {pattern: value}; what is not one, or not a regular expression, is refused."""
-    if not isinstance(rules, Mapping) or not all(isinstance(pattern, str) for pattern in rules):
+    pairs = [(plain_text(pattern), value) for pattern, value in rules.items()] if isinstance(rules, Mapping) else []
+    if not isinstance(rules, Mapping) or any(pattern is None for pattern, _ in pairs):
         raise refusal(argument, "a dict of regular expressions and values", rules)
-    for pattern in rules:
+    for pattern, _ in pairs:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            re.compile(pattern or "")
+        except (re.error, OverflowError, RecursionError) as error:
             raise refusal(argument, "regular expressions", pattern, f"{error}.") from error
-    return tuple(rules.items())
+    return tuple((pattern or "", value) for pattern, value in pairs)
 
 
 def need_names(pairs: Pairs) -> bool:
@@ -54,8 +55,7 @@ class per_name:
     default: Any = None
 
     def __init__(self, rules: Mapping[str, Any], default: Any = None) -> None:
-        object.__setattr__(self, "rules", check_patterns("rules", rules))
-        object.__setattr__(self, "default", default)
+        keep(self, rules=check_patterns("rules", rules), default=default)
 
     def __repr__(self) -> str:
         return f"per_name({dict(self.rules)!r}, default={self.default!r})"

@@ -5,15 +5,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from . import _describe, dtypes
+from ._fields import plain_fields
 from ._names import mapped, own, per_name, values_of
-from .errors import check_choice, check_flag, check_number, is_array_scalar, is_number, nearest, refusal
-from .factoring import Rule, check_rule, last_two
+from .errors import is_number, keep, nearest, refusal, shown
+from .factoring import Rule, last_two
 from .schedules import (
     Number,
     ScalarOrSchedule,
     as_schedule,
     bias_correction,
-    check_schedule,
     power,
     power_decay,
     product,
@@ -131,46 +131,11 @@ class Recipe:
     state_dtype: Literal["param"] | None = None
 
     def __post_init__(self) -> None:
-        for flag in ("relative_step", "amsgrad", "debias", "decay_before_scale"):
-            check_flag(flag, getattr(self, flag))
-        for value in values_of(self.multiply_by_parameter_scale):
-            check_flag("multiply_by_parameter_scale", value)
-        if not isinstance(self.multiply_by_parameter_scale, per_name):
-            object.__setattr__(self, "multiply_by_parameter_scale", bool(self.multiply_by_parameter_scale))
-        if self.lr is not None:
-            check_schedule("lr", self.lr, at_least=0)
-        check_number("eps2", self.eps2, at_least=0)
-        if self.max_parameter_scale is not None:
-            check_number("max_parameter_scale", self.max_parameter_scale, above=0)
-        check_schedule("beta2", self.beta2, at_least=0, below=1)
-        check_rule("factoring", self.factoring)
-        if self.eps1 is not None:
-            # The second moment of a zero gradient is eps1: it must survive being stored in float32.
-            check_number("eps1", self.eps1, at_least=1e-37, remedy="Use a tiny number such as 1e-30.")
-        check_choice("eps1_mode", self.eps1_mode, ("add", "floor"))
-        if self.clipping_threshold is not None:
-            remedy = "None switches clipping off."
-            check_number("clipping_threshold", self.clipping_threshold, above=0, infinite=True, remedy=remedy)
-        if self.beta1 is not None:
-            check_schedule("beta1", self.beta1, at_least=0, below=1, remedy="None switches the first moment off.")
-        check_choice("momentum_of", self.momentum_of, ("grad", "update", "step"))
-        if self.momentum_dtype is not None:
-            object.__setattr__(self, "momentum_dtype", dtypes.name_of(self.momentum_dtype, "momentum_dtype"))
-        check_choice("momentum_rounding", self.momentum_rounding, ("store", "use", "decay"))
-        if self.weight_decay is None:
-            object.__setattr__(self, "weight_decay", 0.0)
-        for value in values_of(self.weight_decay):
-            check_schedule("weight_decay", value, at_least=0)
-        if isinstance(self.weight_decay_by, str) or not (
-            is_number(self.weight_decay_by) or is_array_scalar(self.weight_decay_by)
-        ):
-            remedy = "A number is the power of the learning rate that the decay follows."
-            check_choice("weight_decay_by", self.weight_decay_by, ("step", "lr", "one", "grad"), remedy)
-        else:
-            check_number("weight_decay_by", self.weight_decay_by, at_least=0)
-            if is_number(self.weight_decay_by) and self.weight_decay_by in (0, 1):
-                object.__setattr__(self, "weight_decay_by", "lr" if self.weight_decay_by else "one")
-        check_choice("state_dtype", self.state_dtype, (None, "param"))
+        keep(self, **plain_fields(vars(self)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse fields that contradict each other."""
         if self.decay_before_scale and isinstance(self.weight_decay_by, str) and self.weight_decay_by in _BY_SCALE:
             remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
             must = "'lr', 'one' or a number with decay_before_scale=True"
@@ -283,5 +248,9 @@ def replace(recipe: Recipe, **changes: Any) -> Recipe:
     """`recipe` with some fields changed; an unknown one is refused with its remedy or the nearest known name."""
     for name in changes:
         if name not in FIELDS:
-            raise TypeError(f"Recipe has no field {name!r}. {REMEDIES.get(name) or nearest(name, FIELDS)}")
-    return Recipe(**{**{name: getattr(recipe, name) for name in FIELDS}, **changes})
+            remedy = REMEDIES.get(name) or nearest(name, FIELDS)
+            raise TypeError(f"Recipe has no field {shown(name)}. {remedy}")
+    made = object.__new__(Recipe)
+    keep(made, **(vars(recipe) | plain_fields(changes)))  # the others have been checked
+    made._check_together()
+    return made

@@ -6,6 +6,8 @@ arithmetic, which every framework and device has.
 
 from typing import Any
 
+from .errors import check_whole
+
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 LOW = 0xFFFFFFFF  # the low 32 bits
 
@@ -19,6 +21,11 @@ def mix(x: Any) -> Any:
     return x ^ x >> 16
 
 
+def check_seed(seed: object) -> Any:
+    """The seed as an int, or a traced one as it is; what is not a whole number in [0, 2^32) is refused."""
+    return check_whole("seed", seed, at_least=0, at_most=LOW, traced=True)
+
+
 def rounding_key(seed: int, step: int, index: int) -> int:
     """What the random bits of all elements of one parameter in one step share: an int in [0, 2^32).
 
@@ -29,9 +36,9 @@ def rounding_key(seed: int, step: int, index: int) -> int:
         step: t, 1 at the first update.
         index: position of the parameter: in torch that in all groups in order, in JAX that of the leaf in the tree.
     """
-    return int(mix(mix(seed_key(seed) ^ step & LOW) ^ index & LOW))
+    return int(mix(mix(seed_key(seed) ^ int(step) & LOW) ^ int(index) & LOW))
 
 
 def seed_key(seed: int) -> int:
     """What the keys of all steps and parameters under one seed begin with: an int in [0, 2^32)."""
-    return int(mix(seed ^ 0x9E3779B9))
+    return int(mix(int(seed) ^ 0x9E3779B9))

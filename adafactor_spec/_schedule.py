@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .errors import check_number, is_array_scalar, is_number, refusal, remedy_for_array
+from .errors import check_number, check_step, keep, plain_number, refusal, remedy_for_array, shown
 
 Number: TypeAlias = Any  # a Python or NumPy number, or a JAX array or tracer without axes
 
@@ -37,6 +37,9 @@ class constant(Schedule):
 
     value: Number
 
+    def __post_init__(self) -> None:
+        keep(self, value=check_number("value", self.value))
+
     def __call__(self, t: Number) -> Number:
         """The number, whatever `t` is."""
         return self.value
@@ -47,6 +50,10 @@ class function(Schedule):
     """A plain Python function of t, taken as a schedule. Its complement is the difference 1 - f(t)."""
 
     of_t: Callable[[Number], Number]
+
+    def __post_init__(self) -> None:
+        if not callable(self.of_t):
+            raise refusal("of_t", "a function of t", self.of_t, "Give a number as it is.")
 
     def __call__(self, t: Number) -> Number:
         """`of_t(t)`."""
@@ -68,37 +75,42 @@ def bias_correction(beta: ScalarOrSchedule, t: Number) -> Number:
     return xp.where(rest < 1.0, -xp.expm1(t * xp.log1p(-inside)), 1.0)
 
 
-def check_boundaries(argument: str, boundaries: Sequence[int]) -> None:
-    """Refuse what is not a sequence of increasing steps."""
-    if not hasattr(boundaries, "__len__") or isinstance(boundaries, str):  # a generator could be read only once
-        remedy = f"Write ({boundaries},)." if is_number(boundaries) else ""
+def check_boundaries(argument: str, boundaries: object) -> tuple[int, ...]:
+    """Increasing steps, as a tuple; anything else is refused."""
+    # A generator could be read only once, and a set has no order.
+    is_sequence = isinstance(boundaries, Sequence | np.ndarray) or hasattr(type(boundaries), "__array_namespace__")
+    if not is_sequence or isinstance(boundaries, str | bytes) or getattr(boundaries, "shape", None) == ():
+        remedy = f"Write ({shown(boundaries)},)." if plain_number(boundaries) is not None else ""
         raise refusal(argument, "a sequence of steps", boundaries, remedy)
-    for boundary in boundaries:
-        check_number(argument, boundary, at_least=1, whole=True, remedy="t = 1 is the first update.")
-    if any(b >= c for b, c in itertools.pairwise(boundaries)):
-        raise refusal(argument, "increasing", boundaries, f"Use {tuple(sorted(set(boundaries)))}.")
+    steps = tuple(
+        check_step(argument, boundary, at_least=1, remedy="t = 1 is the first update.")
+        for boundary in boundaries  # type: ignore[attr-defined]
+    )
+    if any(b >= c for b, c in itertools.pairwise(steps)):
+        raise refusal(argument, "increasing", boundaries, f"Use {tuple(sorted(set(steps)))}.")
+    return steps
 
 
-def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> None:
-    """Refuse what is neither a function of t nor a number in range (see `errors.check_number`).
+def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> Any:
+    """The function of t as it is, or the number as a plain one; refused is anything else, and a number out of range.
 
     A function is looked at here, where it is built, and not in a traced step: its value at t = 1 stands for all of
-    them.
+    them. The bounds are those of `errors.check_number`.
     """
     if isinstance(value, type):
         raise refusal(argument, "a number or a schedule", value, f"Call it: {value.__name__}(...).")
     if callable(value):
-        at_first = f"{argument} is called with t = 1, 2, ..."
         try:
-            first = as_schedule(value)(1)
-        except TypeError as error:
-            raise refusal(argument, "a function of the step", value, f"{error}.") from error
-        check_number(f"{argument}(1)", first, remedy=at_first, **bounds)
-    elif not is_number(value) and not is_array_scalar(value):
+            first = value(1)
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise refusal(argument, "a function of the step", value, f"{why}.") from error
+        check_number(f"{argument}(1)", first, remedy=f"{argument} is called with t = 1, 2, ...", **bounds)
+        return value
+    if plain_number(value) is None:
         must = "a number, a schedule or a function of t"
         raise refusal(argument, must, value, remedy_for_array(value) or remedy)
-    else:
-        check_number(argument, value, remedy=remedy, **bounds)
+    return check_number(argument, value, remedy=remedy, **bounds)
 
 
 def namespace(*numbers: Number) -> Any:

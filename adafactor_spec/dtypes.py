@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import refusal
+from .errors import plain_text, refusal
 
 FloatArray = Any  # a NumPy array of float64 or float32
 
@@ -21,11 +21,19 @@ NAMES = tuple(_FORMATS)
 
 def name_of(dtype: object, argument: str = "dtype") -> str:
     """The name of a NumPy, JAX or torch floating dtype, or of a name; what is not one of `NAMES` is refused."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
-    name = str(name).removeprefix("torch.")
+    name = spelled(dtype)
     if name not in _FORMATS:
         raise refusal(argument, "one of " + ", ".join(NAMES), dtype)
     return name
+
+
+def spelled(dtype: object) -> str:
+    """A dtype of NumPy, JAX or torch in words, and a word as it is; nothing for what cannot say what it is."""
+    try:
+        name = plain_text(dtype) or getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+        return str.__str__(name).removeprefix("torch.")
+    except Exception:  # whatever somebody else's class raises
+        return ""
 
 
 def epsilon(dtype: str) -> float:

@@ -5,12 +5,12 @@ what is factored; both optimizers and the oracle ask it, and the answer for a sh
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ._names import Pairs, check_patterns, found, need_names
 from ._plan import Plan, Rule, Shape, plan
-from .errors import check_choice, check_flag, check_number, refusal
+from .errors import check_choice, check_flag, check_whole, keep, plain_number, refusal, shown
 
 __all__ = [
     "Plan",
@@ -91,8 +91,11 @@ class largest_two(Rule):
     ties: str = "last"
 
     def __post_init__(self) -> None:
-        check_number("min_dim", self.min_dim, at_least=0, whole=True)
-        check_choice("ties", self.ties, ("last", "first"))
+        keep(
+            self,
+            min_dim=check_whole("min_dim", self.min_dim, at_least=0),
+            ties=check_choice("ties", self.ties, ("last", "first")),
+        )
 
     def size_in(self, shape: Shape) -> Callable[[int], tuple[int, int]]:
         """What the axes of `shape` are sorted by, the largest last."""
@@ -114,7 +117,7 @@ class leading_or_last_two(Rule):
     min_dim: int
 
     def __post_init__(self) -> None:
-        check_number("min_dim", self.min_dim, at_least=0, whole=True)
+        keep(self, min_dim=check_whole("min_dim", self.min_dim, at_least=0))
 
     def plan(self, shape: Shape, name: str) -> Plan:
         """The plan for one parameter."""
@@ -139,11 +142,7 @@ class explicit(Rule):
     batch: Shape
 
     def __init__(self, rows: int | Sequence[int], cols: int | Sequence[int], batch: int | Sequence[int] = ()) -> None:
-        for field, given in (("rows", rows), ("cols", cols), ("batch", batch)):
-            axes = (given,) if isinstance(given, int) else tuple(given)
-            if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
-                raise refusal(field, "axis numbers", given)
-            object.__setattr__(self, field, axes)
+        keep(self, rows=_axes("rows", rows), cols=_axes("cols", cols), batch=_axes("batch", batch))
         if bool(self.rows) != bool(self.cols):
             raise refusal("rows and cols", "both given or both empty", (self.rows, self.cols))
 
@@ -179,15 +178,14 @@ class limited(Rule):
 
     def __post_init__(self) -> None:
         check_rule("rule", self.rule)
-        check_flag("rows_last", self.rows_last)
+        keep(self, rows_last=check_flag("rows_last", self.rows_last))
         if self.rows_last and not isinstance(self.rule, largest_two):
             raise refusal("rule", "largest_two(...) with rows_last=True", self.rule)
         if self.axes is not None:
             if not isinstance(self.axes, list | tuple) or len(self.axes) != 2:
                 raise refusal("axes", "a pair (fewest, most)", self.axes)
-            check_number("axes[0]", self.axes[0], at_least=0, whole=True)
-            check_number("axes[1]", self.axes[1], at_least=self.axes[0], whole=True)
-            object.__setattr__(self, "axes", tuple(self.axes))
+            fewest = check_whole("axes[0]", self.axes[0], at_least=0)
+            keep(self, axes=(fewest, check_whole("axes[1]", self.axes[1], at_least=fewest)))
 
     @property
     def needs_names(self) -> bool:
@@ -225,12 +223,11 @@ class by_name(Rule):
     default: Rule | None = last_two
 
     def __init__(self, rules: Mapping[str, Rule], default: Rule | None = last_two) -> None:
-        object.__setattr__(self, "rules", check_patterns("rules", rules))
+        keep(self, rules=check_patterns("rules", rules), default=default)
         for pattern, rule in self.rules:
-            check_rule(f"rules[{pattern!r}]", rule)
+            check_rule(f"rules[{shown(pattern)}]", rule)
         if default is not None:
             check_rule("default", default)
-        object.__setattr__(self, "default", default)
 
     def __repr__(self) -> str:
         return f"by_name({dict(self.rules)!r}, default={self.default!r})"
@@ -253,6 +250,14 @@ def check_rule(argument: str, rule: object) -> None:
         raise refusal(argument, "a factoring rule", rule, f"Call it: {rule.__name__}(...).")
     if not isinstance(rule, Rule):
         raise refusal(argument, "a factoring rule", rule, "Use factoring.last_two, factoring.largest_two(128), ...")
+
+
+def _axes(field: str, given: object) -> Shape:
+    is_one = not isinstance(given, Iterable) or isinstance(given, str | bytes) or getattr(given, "shape", None) == ()
+    axes = (given,) if is_one else tuple(given)  # type: ignore[arg-type]
+    if any(plain_number(axis) is None for axis in axes):
+        raise refusal(field, "axis numbers", given)
+    return tuple(check_whole(field, axis) for axis in axes)
 
 
 def _who(shape: Shape, name: str) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ._recipe import Numbers, Recipe
-from ._rounding import LOW, ROUNDINGS, mix, rounding_key
+from ._rounding import LOW, ROUNDINGS, check_seed, mix, rounding_key
 from .dtypes import is_narrow, round_by, round_to
-from .errors import check_choice, check_number, refusal
+from .errors import check_choice, check_whole, refusal
 from .factoring import Plan
 from .factoring import plan as plan_for
 
@@ -201,7 +201,7 @@ def init(
         compute: NumPy dtype of the arithmetic.
         rounding: the one that `step` will be given.
     """
-    check_choice("rounding", rounding, ROUNDINGS)
+    rounding = check_choice("rounding", rounding, ROUNDINGS)
     recipe = recipe.for_name(name)
     plan = plan_for(recipe.factoring, np.shape(param), name)
     zeros = {
@@ -245,9 +245,8 @@ def step(
     Returns:
         The new parameter and state, arrays of dtype `compute`; nothing is changed in place.
     """
-    check_choice("rounding", rounding, ROUNDINGS)
-    check_number("seed", seed, at_least=0, at_most=LOW, whole=True)
-    check_number("index", index, at_least=0, whole=True)
+    rounding = check_choice("rounding", rounding, ROUNDINGS)
+    seed, index = check_seed(seed), check_whole("index", index, at_least=0)
     compensated = rounding == "kahan" and is_narrow(dtype)
     if compensated != (state.compensation is not None):
         raise refusal("rounding", "the one that `init` was given", rounding)

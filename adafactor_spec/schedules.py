@@ -24,7 +24,7 @@ from ._schedule import (
     function,
     namespace,
 )
-from .errors import check_number, refusal
+from .errors import check_number, check_step, keep, refusal
 
 __all__ = [
     "Number",
@@ -82,9 +82,12 @@ class power_decay(Schedule):
 
     def __post_init__(self) -> None:
         flip = "transformers, torch and keras write the exponent with the opposite sign: use 0.8 for their -0.8."
-        check_number("exponent", self.exponent, at_least=0, remedy=flip)
-        check_number("cap", self.cap, at_least=0, at_most=1)
-        check_number("offset", self.offset, whole=True)
+        keep(
+            self,
+            exponent=check_number("exponent", self.exponent, at_least=0, remedy=flip),
+            cap=check_number("cap", self.cap, at_least=0, at_most=1),
+            offset=check_step("offset", self.offset),
+        )
 
     def __call__(self, t: Number) -> Number:
         """beta_t."""
@@ -93,7 +96,8 @@ class power_decay(Schedule):
     def complement(self, t: Number) -> Number:
         """1 - beta_t = max(1 - cap, (t - offset)^-exponent), without a difference."""
         xp = namespace(t)
-        since = xp.maximum(t - self.offset, 1.0)
+        # A difference of whole numbers, which near the offset is small; a sum might be more than an int32 can be.
+        since = xp.maximum(t - (self.offset if self.offset > 0 else float(self.offset)), 1.0)
         return xp.maximum(since**-self.exponent, 1.0 - self.cap)
 
 
@@ -104,7 +108,7 @@ class adam_decay(Schedule):
     b: float
 
     def __post_init__(self) -> None:
-        check_number("b", self.b, at_least=0, below=1)
+        keep(self, b=check_number("b", self.b, at_least=0, below=1, traced=False))
 
     def __call__(self, t: Number) -> Number:
         """beta_t, 0 at t = 1."""
@@ -129,7 +133,7 @@ class inverse_sqrt(Schedule):
     flat_until: float = 1
 
     def __post_init__(self) -> None:
-        check_number("flat_until", self.flat_until, at_least=1)
+        keep(self, flat_until=check_number("flat_until", self.flat_until, at_least=1, traced=False))
 
     def __call__(self, t: Number) -> Number:
         """max(t, flat_until)^-1/2."""
@@ -143,7 +147,7 @@ class relative_step(Schedule):
     base: ScalarOrSchedule = 1e-2
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
+        keep(self, base=check_schedule("base", self.base, at_least=0))
 
     def __call__(self, t: Number) -> Number:
         """min(base_t, t^-1/2)."""
@@ -163,8 +167,7 @@ class linear_warmup(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_number("steps", self.steps, above=0, whole=True)
+        keep(self, base=check_schedule("base", self.base, at_least=0), steps=check_step("steps", self.steps, above=0))
 
     def __call__(self, t: Number) -> Number:
         """base_t * min(1, t / steps)."""
@@ -180,9 +183,12 @@ class linear_cooldown(Schedule):
     end: int
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_number("steps", self.steps, above=0, whole=True)
-        check_number("end", self.end, above=0, whole=True)
+        keep(
+            self,
+            base=check_schedule("base", self.base, at_least=0),
+            steps=check_step("steps", self.steps, above=0),
+            end=check_step("end", self.end, above=0),
+        )
 
     def __call__(self, t: Number) -> Number:
         """base_t * clip((end - t) / steps, 0, 1)."""
@@ -198,9 +204,12 @@ class cosine_decay(Schedule):
     end: int
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_number("start", self.start, at_least=0, whole=True)
-        check_number("end", self.end, above=self.start, whole=True)
+        keep(
+            self,
+            base=check_schedule("base", self.base, at_least=0),
+            start=check_step("start", self.start, at_least=0),
+        )
+        keep(self, end=check_step("end", self.end, above=self.start))
 
     def __call__(self, t: Number) -> Number:
         """base_t * (1 + cos(pi * progress)) / 2."""
@@ -225,10 +234,12 @@ class piecewise_constant(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_boundaries("boundaries", self.boundaries)
-        object.__setattr__(self, "boundaries", tuple(int(boundary) for boundary in self.boundaries))
-        check_number("factor", self.factor, above=0)
+        keep(
+            self,
+            base=check_schedule("base", self.base, at_least=0),
+            boundaries=check_boundaries("boundaries", self.boundaries),
+            factor=check_number("factor", self.factor, above=0),
+        )
 
     def __call__(self, t: Number) -> Number:
         """base_t * factor^(number of boundaries <= t)."""
@@ -247,8 +258,11 @@ class at_least(Schedule):
     floor: float
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_number("floor", self.floor, at_least=0)
+        keep(
+            self,
+            base=check_schedule("base", self.base, at_least=0),
+            floor=check_number("floor", self.floor, at_least=0),
+        )
 
     def __call__(self, t: Number) -> Number:
         """max(base_t, floor)."""
@@ -264,8 +278,7 @@ class product(Schedule):
     second: ScalarOrSchedule
 
     def __post_init__(self) -> None:
-        check_schedule("first", self.first)
-        check_schedule("second", self.second)
+        keep(self, first=check_schedule("first", self.first), second=check_schedule("second", self.second))
 
     def __call__(self, t: Number) -> Number:
         """first_t * second_t."""
@@ -280,8 +293,11 @@ class power(Schedule):
     exponent: float
 
     def __post_init__(self) -> None:
-        check_schedule("base", self.base, at_least=0)
-        check_number("exponent", self.exponent, at_least=0)
+        keep(
+            self,
+            base=check_schedule("base", self.base, at_least=0),
+            exponent=check_number("exponent", self.exponent, at_least=0),
+        )
 
     def __call__(self, t: Number) -> Number:
         """base_t^exponent."""

@@ -14,7 +14,7 @@ from adafactor_spec.schedules import ScalarOrSchedule
 from . import _state_dict as saved
 from . import _traced as traced
 from ._engine import Engine
-from ._groups import OPTIONS, Group, check_group, completed, group_fields, number_in, split_lr
+from ._groups import OPTIONS, Group, check_group, check_options, completed, group_fields, number_in, split_lr
 from ._phases import State
 from ._release import steps_in_backward
 from ._saved_state import restored
@@ -144,6 +144,8 @@ class Adafactor(torch.optim.Optimizer):
         # own optimizers that is for who asks for it: Lightning refuses to clip gradients then, and Accelerate takes
         # every step for one that was made.
         # Released gradients have missed both: then `step` refuses, which says more than the scaler would.
+        for group in self.param_groups:
+            check_options(group)
         return steps_in_backward(self) or any(group["fused"] or group["capturable"] for group in self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -225,6 +227,8 @@ class Adafactor(torch.optim.Optimizer):
             number of steps left out, by a GradScaler's `found_inf` too, since the optimizer was built or loaded. The
             next step writes into the same tensors.
         """
+        for group in self.param_groups:
+            check_options(group)
         return self._engine.telemetry(self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named
+from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named, plain_form
 from ._memory import has_address
 from ._paths import Paths, triton_path
 from ._phases import Amp, Setting, Work
@@ -207,7 +207,7 @@ class Engine:
     def tidy(self, optimizer: "Adafactor") -> None:
         """Bring the state of every parameter into the layout of its group as that stands now."""
         for group in optimizer.param_groups:
-            form = form_of(group)
+            form = plain_form(group)
             for name, p in named(group):
                 if p in optimizer.state:
                     setting = self._settings.of(p, name, form, group["rounding"])

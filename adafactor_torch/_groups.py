@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafactor_spec import FIELDS, PER_NAME, REMEDIES, ROUNDINGS, Numbers, Recipe, dtypes, recipes, replace
-from adafactor_spec.errors import check_choice, check_flag, check_number, nearest, refusal
+from adafactor_spec import FIELDS, PER_NAME, REMEDIES, ROUNDINGS, Numbers, Recipe, check_seed, dtypes, recipes, replace
+from adafactor_spec.errors import check_choice, check_flag, check_number, nearest, plain_text, refusal, shown
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
 from adafactor_spec.schedules import ScalarOrSchedule, as_schedule, check_schedule
@@ -50,10 +50,9 @@ def split_lr(lr: ScalarOrSchedule | Tensor | None) -> Group:
     `lr` is the number in force, `lr_schedule` what makes it or None, and `lr_of_schedule` the number that the schedule
     gave last: where the two numbers differ, somebody else has written `lr`.
     """
-    if lr is not None:
-        check_schedule("lr", number_in(lr), at_least=0)
+    number = None if lr is None else check_schedule("lr", number_in(lr), at_least=0)
     if not callable(lr):
-        return {"lr": lr, "lr_schedule": None, "lr_of_schedule": None}
+        return {"lr": lr if isinstance(lr, Tensor) else number, "lr_schedule": None, "lr_of_schedule": None}
     first = float(as_schedule(lr)(1))
     return {"lr": first, "lr_schedule": lr, "lr_of_schedule": first}
 
@@ -62,9 +61,14 @@ def number_in(lr: ScalarOrSchedule | Tensor | None) -> ScalarOrSchedule | None:
     """The number in a tensor, which on a device is waited for; anything else as it is."""
     if not isinstance(lr, Tensor):
         return lr
-    if lr.numel() != 1 or lr.is_complex():
+    _check_tensor(lr)
+    return float(lr.detach())
+
+
+def _check_tensor(lr: Tensor) -> None:
+    """Refuse a tensor that has not one number; which one is not read."""
+    if lr.numel() != 1 or lr.is_complex() or lr.dtype is torch.bool or lr.is_meta:
         raise refusal("lr", "a number or a tensor with one", lr)
-    return float(lr)
 
 
 def completed(group: Group) -> Group:
@@ -75,7 +79,7 @@ def completed(group: Group) -> Group:
     for name in group:
         remedy = REMEDIES.get(name) or nearest(name, (*FIELDS, *OPTIONS), cutoff=0.8)
         if remedy and name not in FIELDS and name not in OPTIONS:
-            raise TypeError(f"A parameter group has no {name!r}. {remedy}")
+            raise TypeError(f"A parameter group has no {shown(name)}. {remedy}")
     group = dict(group)
     if "lr" in group and "lr_schedule" not in group:  # a group of another optimizer brings both
         group.update(split_lr(group["lr"]))
@@ -94,7 +98,7 @@ def form_of(group: Group) -> Recipe:
     values = (None if group["lr"] is None else 1.0, *(group[name] for name in FIELDS if name != "lr"))
     try:
         hash(values)
-    except TypeError:  # a callable object that compares by value has no hash
+    except Exception:  # a callable object that compares by value has no hash, an array has none
         return Recipe(**dict(zip(FIELDS, values, strict=True)))
     return _recipe(*values)
 
@@ -118,11 +122,17 @@ def numbers_of(recipe: Recipe, t: int) -> Numbers:
     Raises:
         ValueError: a function of t has left the range of its field.
     """
-    now = {name: None if value is None else float(value) for name, value in vars(recipe.at(t)).items()}
+    try:
+        now = vars(recipe.at(t))
+    except (TypeError, ValueError, OverflowError):
+        for name, bounds in RANGES.items():  # a function of t may have given what is no number
+            if callable(getattr(recipe, name)):
+                check_number(f"{name} at t = {t}", getattr(recipe, name)(t), **bounds)
+        raise
     for name, bounds in RANGES.items():
-        if now[name] is not None:
+        if getattr(recipe, name) is not None:
             check_number(f"{name} at t = {t}", now[name], **bounds)
-    return Numbers(**now)
+    return Numbers(**{name: None if value is None else float(value) for name, value in now.items()})
 
 
 def named(group: Group) -> Iterator[tuple[str, Tensor]]:
@@ -148,9 +158,11 @@ def plan_of(recipe: Recipe, name: str, p: Tensor) -> Plan:
 
 
 def check_group(group: Group) -> None:
-    """Refuse a group whose fields, parameters or factoring rule cannot work; write its fields in their plain form."""
+    """Refuse a group whose values, parameters or factoring rule cannot work; write its values in their plain form."""
+    plain_form(group)
     recipe = recipe_of(group)
-    check_options(group)
+    if "param_names" in group:
+        group["param_names"] = [_name(name) for name in group["param_names"]]
     if recipe.lr is None:
         check_schedule("lr", None, remedy="This recipe has no default: give one.")
     if recipe.needs_names and "param_names" not in group:
@@ -175,18 +187,40 @@ def check_group(group: Group) -> None:
             on_device[id(of_name), p.device] = of_name
     for (_, device), of_name in on_device.items():
         check_schedules(of_name, device)
-    group.update({name: getattr(recipe, name) for name in FIELDS if name != "lr"})
+
+
+def plain_form(group: Group) -> Recipe:
+    """`form_of` a group after every check of its fields and options, which are written in their plain form.
+
+    So whoever has written a number of NumPy's into a group can save it.
+    """
+    _write_plain_lr(group)
+    if group["lr_schedule"] is not None and not callable(group["lr_schedule"]):
+        raise refusal("lr_schedule", "a schedule or None", group["lr_schedule"])
+    if group["lr_of_schedule"] is not None:
+        group["lr_of_schedule"] = check_number("lr_of_schedule", group["lr_of_schedule"], at_least=0)
+    form = form_of(group)
+    check_options(group)
+    group.update({name: getattr(form, name) for name in FIELDS if name != "lr"})
+    return form_of(group)
+
+
+def _name(name: object) -> str:
+    plain = plain_text(name)
+    if plain is None:
+        raise refusal("name of a parameter", "a string", name)
+    return plain
 
 
 def check_options(group: Group) -> None:
-    """Refuse options of a group that are none, that contradict each other, or that its devices have not."""
+    """Refuse options of a group that are none or that contradict each other; write the others in their plain form."""
     for flag in ("maximize", "capturable", "telemetry"):
-        check_flag(flag, group[flag])
+        group[flag] = check_flag(flag, group[flag])
     for flag in ("foreach", "fused"):
-        check_choice(flag, group[flag], (None, True, False))
-    check_choice("rounding", group["rounding"], ROUNDINGS)
-    check_number("seed", group["seed"], at_least=0, at_most=2**32 - 1, whole=True)
-    check_choice("nonfinite", group["nonfinite"], ("propagate", "skip"))
+        group[flag] = check_choice(flag, group[flag], (None, True, False))
+    group["rounding"] = check_choice("rounding", group["rounding"], ROUNDINGS)
+    group["seed"] = check_seed(group["seed"])
+    group["nonfinite"] = check_choice("nonfinite", group["nonfinite"], ("propagate", "skip"))
     if group["foreach"] and group["fused"]:
         raise refusal("foreach", "None or False with fused=True", True, "Each is a way of its own to compute a step.")
 
@@ -197,11 +231,20 @@ def check_lr(group: Group) -> None:
     A number of 0 is let through: torch's own checkpointing writes it for the step that makes the state. Nothing moves
     then but by a weight decay that does not follow the learning rate.
     """
-    if callable(group["lr"]):
-        group.update(split_lr(group["lr"]))
-    elif not isinstance(group["lr"], Tensor):
-        check_schedule("lr", group["lr"], at_least=0)
+    if group["lr"] is None:
+        check_schedule("lr", None, at_least=0)
+    _write_plain_lr(group)
     written = group["lr_schedule"] is not None and group["lr"] not in (group["lr_of_schedule"], 0.0)
     if group["lr_schedule"] is not None and (written or "initial_lr" in group):
         remedy = "Pass a number, which a scheduler or group['lr'] = ... may then change."
         raise refusal("lr", "a number under a torch.optim.lr_scheduler", group["lr_schedule"], remedy)
+
+
+def _write_plain_lr(group: Group) -> None:
+    lr = group["lr"]
+    if callable(lr):
+        group.update(split_lr(lr))
+    elif isinstance(lr, Tensor):
+        _check_tensor(lr)
+    elif lr is not None:
+        group["lr"] = check_schedule("lr", lr, at_least=0)

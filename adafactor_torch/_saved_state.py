@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import dtypes
-from adafactor_spec.errors import check_number, is_number, refusal
+from adafactor_spec.errors import check_whole, is_number, refusal
 
 from ._groups import FLOATS, Group, counts_on_device, named, plan_of, recipe_of
 from ._phases import Setting, State
@@ -130,8 +130,8 @@ def steps_of(who: str, step: Any) -> int:
         step = step.item()
     if isinstance(step, int) and abs(step) > _MOST_STEPS:
         raise refusal(who, f"at most {_MOST_STEPS}", f"a number of {step.bit_length()} bits")
-    check_number(who, step, at_least=0, at_most=_MOST_STEPS, whole=True)
-    return int(step)
+    steps: int = check_whole(who, step, at_least=0, at_most=_MOST_STEPS)
+    return steps
 
 
 def _kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from adafactor_spec import FIELDS, from_plain, per_name, to_plain
-from adafactor_spec.errors import check_number, refusal
+from adafactor_spec.errors import check_number, plain_number, plain_text, refusal
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import check_schedule
 
@@ -32,9 +32,10 @@ _OF_NONSENSE = (TypeError, AttributeError, LookupError, ArithmeticError, Runtime
 
 
 def encoded(state_dict: StateDict) -> StateDict:
-    """The state dict with schedules and factoring rules as text."""
+    """The state dict with schedules and factoring rules as text, and a user's own values of NumPy's as Python's."""
     groups = [
-        {key: _text(value) if key in _SAVED_AS_TEXT else value for key, value in group.items()} | {"format": FORMAT}
+        {key: _text(value) if key in _SAVED_AS_TEXT else _plain(value) for key, value in group.items()}
+        | {"format": FORMAT}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "param_groups": groups}
@@ -135,6 +136,13 @@ def _check_lr(group: Group) -> None:
     elif group["lr_of_schedule"] is not None:
         raise refusal("lr_of_schedule", "None without a schedule", group["lr_of_schedule"])
     check_lr(group)
+
+
+def _plain(value: Any) -> Any:
+    for plain in (plain_number(value), plain_text(value)):
+        if plain is not None:
+            return plain
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def _text(value: Any) -> Any:

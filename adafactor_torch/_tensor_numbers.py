@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class OnDevice:
     """A tensor with as much of the array API as a schedule needs."""
 
     __slots__ = ("value",)
-    shape = ()  # one number for each parameter, but to a schedule it is one
+    shape, dtype = (), np.dtype(np.float64)  # one number for each parameter, but to a schedule it is one
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -33,7 +34,7 @@ class OnDevice:
     def __bool__(self) -> bool:
         raise TypeError("A function of t asks for the value of a t that is on a device")
 
-    __float__ = __int__ = __index__ = __bool__
+    __float__ = __int__ = __index__ = __array__ = __bool__
 
     def __getitem__(self, key: tuple[()]) -> "OnDevice":
         return self
@@ -116,6 +117,8 @@ def check_schedules(recipe: Recipe, device: torch.device) -> None:
     t = OnDevice(wide(torch.ones((), device=device)))
     for field in ("lr", "beta2", "beta1", "weight_decay"):
         value = getattr(recipe, field)
+        if value is None:
+            continue
         try:
             as_schedule(value)(t)
         except (TypeError, AttributeError) as error:

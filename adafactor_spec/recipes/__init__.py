@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._recipe import Recipe
-from ..errors import nearest, refusal
+from ..errors import nearest, plain_text, refusal
 from ._adafactor_pytorch import adafactor_pytorch, adafactor_pytorch_parent
 from ._big_vision import big_vision
 from ._fairseq import colossalai, fairseq, kohya, transformers
@@ -99,10 +99,11 @@ def function(name: str) -> Callable[..., Recipe]:
     Raises:
         ValueError: there is none; the nearest one is named.
     """
-    if not isinstance(name, str) or name not in NAMES:
-        remedy = nearest(name, NAMES) or "Call a function of adafactor_spec.recipes for one with arguments."
+    word = plain_text(name)
+    if word not in NAMES:
+        remedy = nearest(word, NAMES) or "Call a function of adafactor_spec.recipes for one with arguments."
         raise refusal("recipe", f"a Recipe or one of {', '.join(NAMES)}", name, remedy)
-    found: Callable[..., Recipe] = globals()[name]
+    found: Callable[..., Recipe] = globals()[word]
     return found
 
 

@@ -13,6 +13,7 @@ from ..schedules import (
     inverse_sqrt,
     piecewise_constant,
 )
+from ._arguments import check_flags, check_optional, is_off
 
 _REMEDIES = {"betas": "Use beta1 and beta2.", "eps": "Use eps1 and eps2.", "learning_rate": "Use lr."}
 
@@ -62,12 +63,10 @@ def adafactor_pytorch(
 
     Source: AndyLeezard/adafactor-pytorch at 9522411, adafactor.py.
     """
-    if lr_decay_factor is not None:
-        check_number("lr_decay_factor", lr_decay_factor, above=0)
-    if lr_decay_step is not None:
-        check_boundaries("lr_decay_step", lr_decay_step)
-    if lr is None and lr_decay_step is not None and lr_decay_factor is not None:
-        lr = at_least(piecewise_constant(inverse_sqrt(), lr_decay_step, lr_decay_factor), 1e-2)
+    factor = check_optional("lr_decay_factor", lr_decay_factor, above=0)
+    steps = None if lr_decay_step is None else check_boundaries("lr_decay_step", lr_decay_step)
+    if lr is None and steps is not None and factor is not None:
+        lr = at_least(piecewise_constant(inverse_sqrt(), steps, factor), 1e-2)
     return _recipe(
         lr,
         True,
@@ -137,13 +136,11 @@ def _recipe(
     given = {name: value for name, value in thresholds.items() if value is not None}
     if len(given) > 1:
         raise refusal("clipping_threshold", "given once", given, "Drop the original's spelling cliping_threshold.")
-    for name, value in given.items():
-        check_number(name, value, above=0, infinite=True, remedy="inf switches clipping off.")
-    for name, flag in (("non_constant_decay", non_constant_decay), ("ams_grad", ams_grad)):
-        check_flag(name, flag)
-    check_flag("enable_factorization", enable_factorization)
-    check_number("weight_decay", weight_decay, at_least=0)
-    no_first_moment = not callable(beta1) and beta1 == 0
+    remedy = "inf switches clipping off."
+    checked = [check_number(name, value, above=0, infinite=True, remedy=remedy) for name, value in given.items()]
+    non_constant_decay, ams_grad = check_flags(non_constant_decay=non_constant_decay, ams_grad=ams_grad)
+    enable_factorization = check_flag("enable_factorization", enable_factorization)
+    is_without = is_off(check_schedule("beta1", beta1, at_least=0, below=1))
     return Recipe(
         lr=1e-2 if lr is None else lr,
         relative_step=lr is None,
@@ -153,17 +150,16 @@ def _recipe(
         factoring=as_matrix if enable_factorization else no_factoring,
         eps1=eps1,
         amsgrad=ams_grad and not non_constant_decay,
-        clipping_threshold=next(iter(given.values()), 1.0),
-        beta1=None if no_first_moment else _decay("beta1", beta1, non_constant_decay),
+        clipping_threshold=checked[0] if checked else 1.0,
+        beta1=None if is_without else _decay("beta1", beta1, non_constant_decay),
         momentum_of="grad",
         debias=True,
-        weight_decay=weight_decay,
+        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by="step",
     )
 
 
-def _decay(name: str, beta: Any, non_constant: bool) -> ScalarOrSchedule:
+def _decay(name: str, beta: Any, non_constant: bool) -> Any:
     """A float becomes section 7.1's decay; an integer and a function stay what they are, as in the original."""
-    check_schedule(name, beta, at_least=0, below=1)
-    decay: ScalarOrSchedule = adam_decay(beta) if non_constant and isinstance(beta, float) else beta
-    return decay
+    plain = check_schedule(name, beta, at_least=0, below=1)
+    return adam_decay(plain) if non_constant and isinstance(beta, float) else plain

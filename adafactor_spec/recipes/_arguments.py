@@ -3,50 +3,58 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._fields import SMALLEST_EPS1
 from .._names import check_patterns
-from ..errors import NotReproduced, OriginalRefuses, check_flag, check_number, refusal
-from ..schedules import ScalarOrSchedule, check_schedule, zero_based
+from ..errors import NotReproduced, OriginalRefuses, check_flag, check_number, is_number, plain_text, refusal
+from ..schedules import check_schedule, zero_based
 
 TINY: dict[str, Any] = {
-    "at_least": 1e-37,
+    "at_least": SMALLEST_EPS1,
     "remedy": "Use a tiny number such as 1e-30.",
 }  # what is added to g^2 must survive in float32
 POSITIVE_EXPONENT = "transformers, torch and keras write the exponent with the opposite sign: use 0.8 for their -0.8."
 NEGATIVE_EXPONENT = "This original writes the exponent with a minus sign: use -0.8."
 
 
-def check_flags(**flags: object) -> None:
-    """Refuse what is not True or False, by its argument's name."""
-    for name, flag in flags.items():
-        check_flag(name, flag)
+def check_flags(**flags: object) -> list[bool]:
+    """The flags as bools; what is not True or False is refused by its argument's name."""
+    return [check_flag(name, flag) for name, flag in flags.items()]
 
 
-def check_pair(argument: str, pair: Any, of: str) -> None:
-    """Refuse what is not two values."""
+def check_pair(argument: str, pair: Any, of: str) -> tuple[Any, Any]:
+    """The pair, of values that are still to be checked."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise refusal(argument, f"a pair {of}", pair)
+    return pair[0], pair[1]
 
 
-def check_threshold(argument: str, threshold: float | None, *, optional: bool) -> None:
-    """Refuse a clipping threshold that is not positive; `optional`: None is off, as in the original."""
+def check_threshold(argument: str, threshold: object, *, optional: bool) -> Any:
+    """A clipping threshold, which is positive; `optional`: None is off, as in the original."""
     if threshold is None and optional:
-        return
+        return None
     off = "None switches clipping off." if optional else "The original has no None here: inf switches clipping off."
-    check_number(argument, threshold, above=0, infinite=True, remedy=off)
+    return check_number(argument, threshold, above=0, infinite=True, remedy=off)
 
 
-def check_optional(argument: str, value: float | None, **bounds: Any) -> None:
+def check_optional(argument: str, value: object, **bounds: Any) -> Any:
     """`check_number`, unless it is None."""
-    if value is not None:
-        check_number(argument, value, **bounds)
+    return None if value is None else check_number(argument, value, **bounds)
 
 
-def of_count(argument: str, lr: ScalarOrSchedule | None) -> ScalarOrSchedule | None:
+def check_optional_schedule(argument: str, value: object, **bounds: Any) -> Any:
+    """`check_schedule`, unless it is None."""
+    return None if value is None else check_schedule(argument, value, **bounds)
+
+
+def of_count(argument: str, lr: Any) -> Any:
     """A learning rate of an original that counts from 0 at the first update: a function, a number or None."""
-    schedule = zero_based(lr) if callable(lr) else lr
-    if schedule is not None:
-        check_schedule(argument, schedule, at_least=0)
-    return schedule
+    is_function = callable(lr) and not isinstance(lr, type)
+    return check_optional_schedule(argument, zero_based(lr) if is_function else lr, at_least=0)
+
+
+def is_off(value: Any) -> bool:
+    """Whether a number that has been checked is the 0, or the None, by which an original switches something off."""
+    return value is None or (is_number(value) and value == 0)
 
 
 def original_refuses(argument: str, must: str, got: object, remedy: str) -> OriginalRefuses:
@@ -61,7 +69,7 @@ def not_reproduced(argument: str, must: str, got: object, why: str, remedy: str 
 
 def unsupported(argument: str, value: object, neutral: object, why: str, remedy: str) -> None:
     """Refuse an argument that is not the `neutral` one: what it does is not part of an Adafactor's definition here."""
-    if value != neutral:
+    if value is not neutral:
         raise not_reproduced(argument, f"{neutral!r} here", value, why, remedy)
 
 
@@ -73,15 +81,24 @@ def not_a_recipes(argument: str, value: object, neutral: object, remedy: str) ->
 
 def pairs_of(argument: str, rules: Any) -> dict[str, Any]:
     """{pattern: value} of a mapping or of (pattern, value) pairs; of equal patterns the first one counts."""
-    if hasattr(rules, "_rules"):  # T5X's HParamMap
-        rules = rules._rules
+    rules = attribute(rules, "_rules")  # T5X's HParamMap
     pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise refusal(argument, "a dict or pairs of a regular expression and a value", rules)
     found: dict[str, Any] = {}
     for pair in pairs:
-        check_pair(argument, pair, "(regular expression, value)")
-        pattern: Any = getattr(pair[0], "pattern", pair[0])
-        check_patterns(argument, {pattern: pair[1]})
-        found.setdefault(pattern, pair[1])
+        regular, value = check_pair(argument, pair, "(regular expression, value)")
+        pattern = plain_text(attribute(regular, "pattern"))
+        if pattern is None:
+            raise refusal(argument, "pairs of a regular expression and a value", pair)
+        check_patterns(argument, {pattern: value})
+        found.setdefault(pattern, value)
     return found
+
+
+def attribute(value: Any, name: str) -> Any:
+    """That attribute of an object of the original's own class; a value without it as it is."""
+    try:
+        return getattr(value, name, value)
+    except Exception:  # whatever somebody else's class raises
+        return value

@@ -3,10 +3,10 @@ from typing import Any
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, check_step, check_whole, refusal, refuse_unknown_keywords, shown
 from ..factoring import largest_two
-from ..schedules import ScalarOrSchedule, check_schedule, power_decay, product, zero_based
-from ._arguments import POSITIVE_EXPONENT, TINY, check_optional, pairs_of
+from ..schedules import ScalarOrSchedule, power_decay, product
+from ._arguments import POSITIVE_EXPONENT, TINY, check_optional, is_off, of_count, pairs_of
 
 
 @refuse_unknown_keywords({"learning_rate": "big_vision calls it lr.", "weight_decay": "big_vision calls it wd."})
@@ -49,43 +49,41 @@ def big_vision(
 
     Source: google-research/big_vision at 0127fb6, big_vision/optax.py.
     """
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    check_number("decay_offset", decay_offset, whole=True)
-    check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
-    check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
-    check_optional("momentum", momentum, at_least=0, below=1)
-    check_number("eps", eps, **TINY)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    offset = check_step("decay_offset", decay_offset)
+    cap = check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
+    threshold = check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
+    beta1 = check_optional("momentum", momentum, at_least=0, below=1)
+    eps = check_number("eps", eps, **TINY)
     remedy = "It is the peak; the schedule goes into schedule=..."
     if callable(lr):
         raise refusal("lr", "a number", lr, remedy)
-    check_number("lr", lr, at_least=0, remedy=remedy)
-    check_optional("wd", wd, at_least=0)
-    if schedule is not None:
-        check_schedule("schedule", zero_based(schedule) if callable(schedule) else schedule, at_least=0)
+    lr = check_number("lr", lr, at_least=0, remedy=remedy)
+    decay = 0.0 if wd is None else check_number("wd", wd, at_least=0)
+    relative_lr = of_count("schedule", schedule)
 
-    def relative(peak: float) -> ScalarOrSchedule:
+    def relative(peak: Any) -> Any:
         """A number times the schedule."""
-        if schedule is None or not peak:
+        if relative_lr is None or is_off(peak):
             return peak
-        return product(peak, zero_based(schedule)) if callable(schedule) else peak * schedule
+        return product(peak, relative_lr) if callable(relative_lr) else peak * relative_lr
 
-    weight_decay: ScalarOrSchedule | per_name = relative(wd or 0.0)
+    weight_decay: ScalarOrSchedule | per_name = relative(decay)
     if wd_mults is not None:
         pairs = pairs_of("wd_mults", wd_mults)
-        for pattern, mult in pairs.items():
-            check_number(f"wd_mults[{pattern!r}]", mult, at_least=0)
-        rules = {rf"\A(?:{pattern})\Z": relative((wd or 0.0) * mult) for pattern, mult in pairs.items()}
+        mults = {name: check_number(f"wd_mults[{shown(name)}]", mult, at_least=0) for name, mult in pairs.items()}
+        rules = {rf"\A(?:{pattern})\Z": relative(decay * mult) for pattern, mult in mults.items()}
         weight_decay = per_name(rules, default=0.0)
     return Recipe(
         lr=relative(lr),
         relative_step=False,
         multiply_by_parameter_scale=False,
-        beta2=power_decay(decay_rate, cap=beta2_cap, offset=decay_offset),
-        factoring=largest_two(min_dim_size_to_factor),
+        beta2=power_decay(exponent, cap=cap, offset=offset),
+        factoring=largest_two(min_dim),
         eps1=eps,
-        clipping_threshold=clipping_threshold or None,
-        beta1=momentum or None,
+        clipping_threshold=None if is_off(threshold) else threshold,
+        beta1=None if is_off(beta1) else beta1,
         momentum_of="update",
         momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",

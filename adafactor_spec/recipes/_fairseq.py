@@ -2,12 +2,13 @@ from collections.abc import Sequence
 
 from .._recipe import Recipe
 from ..errors import check_flag, check_number, refuse_unknown_keywords
-from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay, product
+from ..schedules import ScalarOrSchedule, linear_warmup, power_decay, product
 from ._arguments import (
     NEGATIVE_EXPONENT,
     TINY,
     check_flags,
     check_optional,
+    check_optional_schedule,
     check_pair,
     check_threshold,
     not_reproduced,
@@ -127,7 +128,7 @@ def fairseq(
     recipe = _recipe(
         "fairseq", lr, eps, clip_threshold, decay_rate, beta1, weight_decay, scale_parameter, relative_step, warmup_init
     )
-    if scale_parameter and not relative_step:
+    if recipe.multiply_by_parameter_scale and not recipe.relative_step:
         why = "The original multiplies its lr by RMS(p) again with every parameter and step."
         remedy = "Use scale_parameter=False, or recipes.transformers, which scales once."
         raise not_reproduced("scale_parameter", "False with relative_step=False", scale_parameter, why, remedy)
@@ -162,8 +163,7 @@ def colossalai(
 
     Source: hpcaitech/ColossalAI at 4f9953b, colossalai/nn/optimizer/adafactor.py.
     """
-    check_flag("relative_step", relative_step)
-    if not relative_step:
+    if not check_flag("relative_step", relative_step):
         why = "The original sets lr to None and fails at its first step."
         raise original_refuses("relative_step", "True", relative_step, f"{why} recipes.transformers takes an lr.")
     recipe = _recipe(
@@ -179,8 +179,8 @@ def colossalai(
         warmup_init,
     )
     fields = vars(recipe) | {"multiply_by_parameter_scale": False}
-    if scale_parameter:
-        fields |= {"lr": product(eps[1], recipe.rho), "relative_step": False}
+    if recipe.multiply_by_parameter_scale:
+        fields |= {"lr": product(recipe.eps2, recipe.rho), "relative_step": False}
     return Recipe(**fields)
 
 
@@ -200,35 +200,29 @@ def _recipe(
     relative_step: bool,
     warmup_init: bool,
 ) -> Recipe:
-    check_flags(scale_parameter=scale_parameter, relative_step=relative_step, warmup_init=warmup_init)
+    flags = check_flags(scale_parameter=scale_parameter, relative_step=relative_step, warmup_init=warmup_init)
+    scale_parameter, relative_step, warmup_init = flags
     if lr is not None and relative_step:
         remedy = f"{original} refuses both together: add relative_step=False to use this lr, or leave lr out."
         raise original_refuses("lr", "None with relative_step=True", lr, remedy)
     if lr is None and not relative_step:
         remedy = f"{original} fails at its first step without one: give lr."
         raise original_refuses("lr", "a number with relative_step=False", lr, remedy)
-    if lr is not None:
-        check_schedule("lr", lr, at_least=0)
+    lr = check_optional_schedule("lr", lr, at_least=0)
     if warmup_init and not relative_step:
         remedy = f"{original} refuses both together: leave warmup_init out, and warm lr up with a schedule."
         raise original_refuses("warmup_init", "False with relative_step=False", warmup_init, remedy)
-    check_pair("eps", eps, "(added to g^2, smallest parameter scale)")
-    check_number("eps[0]", eps[0], **TINY)
-    check_number("eps[1]", eps[1], at_least=0)
-    check_threshold("clip_threshold", clip_threshold, optional=False)
-    check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
-    check_optional("beta1", beta1, at_least=0, below=1)
-    check_number("weight_decay", weight_decay, at_least=0)
+    eps1, eps2 = check_pair("eps", eps, "(added to g^2, smallest parameter scale)")
     return Recipe(
         lr=_base(warmup_init) if lr is None else lr,
         relative_step=relative_step,
         multiply_by_parameter_scale=scale_parameter,
-        eps2=eps[1],
-        beta2=power_decay(-decay_rate),
-        eps1=eps[0],
-        clipping_threshold=clip_threshold,
-        beta1=beta1,
+        eps2=check_number("eps[1]", eps2, at_least=0),
+        beta2=power_decay(-check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)),
+        eps1=check_number("eps[0]", eps1, **TINY),
+        clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
+        beta1=check_optional("beta1", beta1, at_least=0, below=1),
         momentum_of="step",
-        weight_decay=weight_decay,
+        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by="step",
     )

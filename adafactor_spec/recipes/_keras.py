@@ -3,7 +3,7 @@ from typing import Any
 from .._recipe import Recipe
 from ..errors import check_number, refuse_unknown_keywords
 from ..schedules import ScalarOrSchedule, check_schedule, power_decay
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_flags, check_optional, check_threshold, of_count, unsupported
+from ._arguments import NEGATIVE_EXPONENT, TINY, check_flags, check_threshold, of_count, unsupported
 
 
 @refuse_unknown_keywords({"lr": "keras calls it learning_rate.", "beta_1": "keras' Adafactor has no first moment."})
@@ -57,24 +57,17 @@ def keras(
     remedy = "Do it before the optimizer: optax.clip_by_global_norm, optax.MultiSteps; torch.nn.utils.clip_grad_norm_."
     for argument, value in around.items():
         unsupported(argument, value, None, why, remedy)
-    check_flags(relative_step=relative_step, use_ema=use_ema)
+    _, use_ema = check_flags(relative_step=relative_step, use_ema=use_ema)
     ema = "Use optax.ema or torch.optim.swa_utils.AveragedModel."
     unsupported("use_ema", use_ema, False, "An average of the weights is no part of the definition.", ema)
-    lr = of_count("learning_rate", learning_rate)
-    check_schedule("learning_rate", lr, at_least=0)
-    check_number("beta_2_decay", beta_2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)
-    check_number("epsilon_1", epsilon_1, **TINY)
-    check_number("epsilon_2", epsilon_2, at_least=0)
-    check_threshold("clip_threshold", clip_threshold, optional=False)
-    check_optional("weight_decay", weight_decay, at_least=0)
     return Recipe(
-        lr=lr,
+        lr=check_schedule("learning_rate", of_count("learning_rate", learning_rate), at_least=0),
         relative_step=True,
-        eps2=epsilon_2,
-        beta2=power_decay(-beta_2_decay),
-        eps1=epsilon_1,
-        clipping_threshold=clip_threshold,
-        weight_decay=weight_decay or 0.0,
+        eps2=check_number("epsilon_2", epsilon_2, at_least=0),
+        beta2=power_decay(-check_number("beta_2_decay", beta_2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)),
+        eps1=check_number("epsilon_1", epsilon_1, **TINY),
+        clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
+        weight_decay=0.0 if weight_decay is None else check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by="lr",
         decay_before_scale=True,
         state_dtype="param",

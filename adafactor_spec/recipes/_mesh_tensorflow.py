@@ -3,10 +3,18 @@ from collections.abc import Sequence
 
 from .._names import per_name
 from .._recipe import Recipe
-from ..errors import check_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, check_whole, refusal, refuse_unknown_keywords
 from ..factoring import Rule, largest_two, last_two, no_factoring
-from ..schedules import ScalarOrSchedule, check_schedule, power_decay, product, relative_step
-from ._arguments import TINY, check_flags, check_threshold, not_reproduced, unsupported
+from ..schedules import ScalarOrSchedule, power_decay, product, relative_step
+from ._arguments import (
+    TINY,
+    check_flags,
+    check_optional_schedule,
+    check_threshold,
+    is_off,
+    not_reproduced,
+    unsupported,
+)
 
 _REMEDIES = {
     "lr": "Use learning_rate.",
@@ -59,9 +67,9 @@ def tensor2tensor(
         "parameter_encoding": parameter_encoding,
     }.items():
         unsupported(argument, value, None, why, "Leave it out.")
-    check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
+    scaled, factored = check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
     return _recipe(
-        multiply_by_parameter_scale,
+        scaled,
         learning_rate,
         decay_rate,
         beta1=beta1,
@@ -102,17 +110,18 @@ def mesh_tensorflow(
 
     Source: tensorflow/mesh at da90793, mesh_tensorflow/optimize.py.
     """
-    if stacked_dim_names:
+    is_empty = isinstance(stacked_dim_names, list | tuple) and not stacked_dim_names
+    if stacked_dim_names is not None and not is_empty:
         why = "The original clips by the RMS of the whole stack although it scales per index."
         remedy = "factoring=explicit(rows, cols, batch=...) treats a stack as separate parameters."
         raise not_reproduced("stacked_dim_names", "None or empty here", stacked_dim_names, why, remedy)
-    check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    excluded = exclude_from_parameter_scale or ()
+    scales, factored = check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    excluded = () if exclude_from_parameter_scale is None else exclude_from_parameter_scale
     if not isinstance(excluded, list | tuple) or not all(isinstance(part, str) for part in excluded):
         raise refusal("exclude_from_parameter_scale", "a list of parts of names", exclude_from_parameter_scale)
-    scaled: bool | per_name = multiply_by_parameter_scale
-    if excluded and multiply_by_parameter_scale:
+    scaled: bool | per_name = scales
+    if excluded and scales:
         scaled = per_name({re.escape(part): False for part in excluded}, default=True)
     return _recipe(
         scaled,
@@ -120,7 +129,7 @@ def mesh_tensorflow(
         decay_rate,
         beta1=beta1,
         clipping_threshold=clipping_threshold,
-        factoring=largest_two(min_dim_size_to_factor, ties="first") if factored else no_factoring,
+        factoring=largest_two(min_dim, ties="first") if factored else no_factoring,
         epsilon1=epsilon1,
         epsilon2=epsilon2,
     )
@@ -137,27 +146,23 @@ def _recipe(
     epsilon1: float,
     epsilon2: float,
 ) -> Recipe:
-    if learning_rate is not None:
-        check_schedule("learning_rate", learning_rate, at_least=0)
-    if decay_rate is not None:
-        check_schedule("decay_rate", decay_rate, at_least=0, below=1, remedy="It is beta2 itself, not an exponent.")
-    check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
-    check_threshold("clipping_threshold", clipping_threshold, optional=True)
-    check_number("epsilon1", epsilon1, **TINY)
-    check_number("epsilon2", epsilon2, at_least=0)
-    lr: ScalarOrSchedule = 1e-2 if learning_rate is None else learning_rate
-    relative = learning_rate is None
+    given_lr = check_optional_schedule("learning_rate", learning_rate, at_least=0)
+    remedy = "It is beta2 itself, not an exponent."
+    beta2 = check_optional_schedule("decay_rate", decay_rate, at_least=0, below=1, remedy=remedy)
+    beta1 = check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
+    lr: ScalarOrSchedule = 1e-2 if given_lr is None else given_lr
+    relative = given_lr is None
     if relative and not isinstance(scaled, per_name) and not scaled:
         lr, relative = product(0.05, relative_step(1e-2)), False
     return Recipe(
         lr=lr,
         relative_step=relative,
         multiply_by_parameter_scale=scaled,
-        eps2=epsilon2,
-        beta2=power_decay() if decay_rate is None else decay_rate,
+        eps2=check_number("epsilon2", epsilon2, at_least=0),
+        beta2=power_decay() if beta2 is None else beta2,
         factoring=factoring,
-        eps1=epsilon1,
-        clipping_threshold=clipping_threshold,
-        beta1=beta1 or None,
+        eps1=check_number("epsilon1", epsilon1, **TINY),
+        clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
+        beta1=None if is_off(beta1) else beta1,
         momentum_of="step",
     )

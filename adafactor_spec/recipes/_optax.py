@@ -2,7 +2,7 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, refuse_unknown_keywords
+from ..errors import check_number, check_step, check_whole, refuse_unknown_keywords
 from ..factoring import largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
 from ._arguments import (
@@ -57,23 +57,20 @@ def optax(
     remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
     not_a_recipes("weight_decay_mask", weight_decay_mask, None, remedy)
     lr = of_count("learning_rate", learning_rate)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    check_number("decay_offset", decay_offset, whole=True)
-    check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
-    check_threshold("clipping_threshold", clipping_threshold, optional=True)
-    check_optional("momentum", momentum, at_least=0, below=1)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    offset = check_step("decay_offset", decay_offset)
+    scales, factored = check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
     decay = of_count("weight_decay_rate", weight_decay_rate)
-    check_number("eps", eps, **TINY)
     return Recipe(
         lr=1.0 if lr is None else lr,
         relative_step=False,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        beta2=power_decay(decay_rate, offset=decay_offset),
-        factoring=largest_two(min_dim_size_to_factor) if factored else no_factoring,
-        eps1=eps,
-        clipping_threshold=clipping_threshold,
-        beta1=momentum,
+        multiply_by_parameter_scale=scales,
+        beta2=power_decay(exponent, offset=offset),
+        factoring=largest_two(min_dim) if factored else no_factoring,
+        eps1=check_number("eps", eps, **TINY),
+        clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
+        beta1=check_optional("momentum", momentum, at_least=0, below=1),
         momentum_of="step",
         momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",

@@ -3,15 +3,15 @@ from typing import Any
 
 from .._names import per_name
 from .._recipe import Recipe
-from ..dtypes import name_of
-from ..errors import check_choice, check_number, refusal, refuse_unknown_keywords
+from ..dtypes import name_of, spelled
+from ..errors import check_choice, check_number, check_whole, plain_text, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, last_two, limited, no_factoring
 from ..schedules import ScalarOrSchedule, adam_decay, power_decay
 from ._arguments import (
     TINY,
     check_flags,
-    check_optional,
     check_threshold,
+    is_off,
     not_reproduced,
     of_count,
     original_refuses,
@@ -82,7 +82,7 @@ def praxis(
 
     Source: google/praxis at feeaff1, praxis/optimizers.py.
     """
-    check_flags(
+    layerwise_adaptation, factored, respect_skip_lp_regularization, by_size, scales = check_flags(
         layerwise_adaptation=layerwise_adaptation,
         factored=factored,
         respect_skip_lp_regularization=respect_skip_lp_regularization,
@@ -91,45 +91,42 @@ def praxis(
     )
     lamb = "LAMB's ratio is no part of the definition."
     unsupported("layerwise_adaptation", layerwise_adaptation, False, lamb, "Use optax.scale_by_trust_ratio.")
-    if respect_skip_lp_regularization and weight_decay:
+    decay = _weight_decay(weight_decay)
+    if respect_skip_lp_regularization and not is_off(decay) and decay != per_name({}, default=0.0):
         remedy = "The original asserts it: give weight_decay by name, or a weight_decay_mask."
         must = "False with a weight_decay"
         raise original_refuses("respect_skip_lp_regularization", must, respect_skip_lp_regularization, remedy)
     remedy = "The original has no default: give decay_method='pow' with decay_pow=0.8, or 'adam' with decay_adam."
-    if decay_method == "":
+    if plain_text(decay_method) == "":
         raise original_refuses("decay_method", "'pow' or 'adam'", decay_method, remedy)
-    check_choice("decay_method", decay_method, ("pow", "adam"))
-    if decay_method == "adam":
-        check_number("decay_adam", decay_adam, above=0, below=1)
+    beta2: ScalarOrSchedule
+    if check_choice("decay_method", decay_method, ("pow", "adam")) == "adam":
+        beta2 = adam_decay(check_number("decay_adam", decay_adam, above=0, below=1))
     else:
-        check_number("decay_pow", decay_pow, above=0, remedy="0.8 in the paper.")
-    check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
-    check_threshold("clip_threshold", clip_threshold, optional=True)
-    check_number("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg, **TINY)
-    check_number("epsilon2_param_scale_reg", epsilon2_param_scale_reg, at_least=0)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    by_size = limited(largest_two(min_dim_size_to_factor, ties="first"), rows_last=True)
-    sorted_or_last = by_size if sort_factored_second_moment_dims else last_two
+        beta2 = power_decay(check_number("decay_pow", decay_pow, above=0, remedy="0.8 in the paper."))
+    beta1 = check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    sorted_or_last = limited(largest_two(min_dim, ties="first"), rows_last=True) if by_size else last_two
     return Recipe(
         lr=of_count("learning_rate_fn", learning_rate_fn),
         relative_step=False,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        eps2=epsilon2_param_scale_reg,
-        beta2=adam_decay(decay_adam) if decay_method == "adam" else power_decay(decay_pow),
+        multiply_by_parameter_scale=scales,
+        eps2=check_number("epsilon2_param_scale_reg", epsilon2_param_scale_reg, at_least=0),
+        beta2=beta2,
         factoring=sorted_or_last if factored else no_factoring,
-        eps1=epsilon1_grad_sq_reg,
-        clipping_threshold=clip_threshold,
-        beta1=beta1 or None,
+        eps1=check_number("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg, **TINY),
+        clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=True),
+        beta1=None if is_off(beta1) else beta1,
         momentum_of="step",
-        momentum_dtype=_momentum_dtype(quantized_dtype, beta1),
-        weight_decay=_weight_decay(weight_decay),
+        momentum_dtype=_momentum_dtype(quantized_dtype, averages=not is_off(beta1)),
+        weight_decay=decay,
         weight_decay_by="lr",
     )
 
 
-def _momentum_dtype(dtype: Any, beta1: float) -> str | None:
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", str(dtype))
-    if name in _INTEGERS and beta1:
+def _momentum_dtype(dtype: Any, *, averages: bool) -> str | None:
+    name = spelled(dtype)
+    if name in _INTEGERS and averages:
         why = "A momentum in integers has a scale for each column."
         must = "'bfloat16' or 'float32' where beta1 is not 0"
         raise not_reproduced("quantized_dtype", must, name, why, "Give 'bfloat16'.")
@@ -138,14 +135,12 @@ def _momentum_dtype(dtype: Any, beta1: float) -> str | None:
     named = name_of(dtype, "quantized_dtype")
     if named == "float16":
         raise refusal("quantized_dtype", "one of int8, int16, bfloat16, float32, float64", dtype)
-    return named if beta1 else None
+    return named if averages else None
 
 
-def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> float | per_name:
+def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> Any:
     if not isinstance(weight_decay, Mapping):
-        check_optional("weight_decay", weight_decay, at_least=0)
-        return weight_decay or 0.0
-    for value in weight_decay.values():
-        check_number("weight_decay", value, at_least=0)
-    last_first = reversed(pairs_of("weight_decay", weight_decay).items())
-    return per_name({rf"\A(?:{pattern})": value for pattern, value in last_first}, default=0.0)
+        return 0.0 if weight_decay is None else check_number("weight_decay", weight_decay, at_least=0)
+    pairs = pairs_of("weight_decay", weight_decay)
+    checked = {pattern: check_number("weight_decay", value, at_least=0) for pattern, value in pairs.items()}
+    return per_name({rf"\A(?:{pattern})": value for pattern, value in reversed(checked.items())}, default=0.0)

@@ -3,12 +3,13 @@ from typing import Any, Literal
 from .._recipe import Recipe
 from ..dtypes import name_of
 from ..errors import check_number, refuse_unknown_keywords
-from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay
+from ..schedules import ScalarOrSchedule, linear_warmup, power_decay
 from ._arguments import (
     NEGATIVE_EXPONENT,
     TINY,
     check_flags,
     check_optional,
+    check_optional_schedule,
     check_pair,
     check_threshold,
     not_a_recipes,
@@ -68,24 +69,21 @@ def pytorch_optimizer(
     """
     flags = {"weight_decouple": weight_decouple, "fixed_decay": fixed_decay, "ams_bound": ams_bound}
     flags |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
-    check_flags(**flags, cautious=cautious, maximize=maximize)
+    plain = check_flags(**flags, cautious=cautious, maximize=maximize)
+    weight_decouple, fixed_decay, ams_bound, scale_parameter, relative_step, warmup_init, cautious, maximize = plain
     why = "The original takes the root of a root and divides by 1 - beta2_t."
     unsupported("ams_bound", ams_bound, False, why, "amsgrad=True in the optimizer is the usual running maximum.")
     why = "The mask of cautious optimizers is no part of the definition."
     unsupported("cautious", cautious, False, why, "Leave cautious out.")
     not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
-    if lr is not None:
-        check_schedule("lr", lr, at_least=0)
-    elif not relative_step:
+    lr = check_optional_schedule("lr", lr, at_least=0)
+    if lr is None and not relative_step:
         raise original_refuses("lr", "a number with relative_step=False", lr, "It fails without one: give lr.")
-    check_pair("betas", betas, "(beta1 or None, cap of beta2)")
-    check_optional("betas[0]", betas[0], at_least=0, below=1)
-    check_number("betas[1]", betas[1], at_least=0, below=1)
-    check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
-    check_number("weight_decay", weight_decay, at_least=0)
-    check_threshold("clip_threshold", clip_threshold, optional=False)
-    check_number("eps1", eps1, **TINY)
-    check_number("eps2", eps2, at_least=0)
+    beta1, cap = check_pair("betas", betas, "(beta1 or None, cap of beta2)")
+    beta1 = check_optional("betas[0]", beta1, at_least=0, below=1)
+    cap = check_number("betas[1]", cap, at_least=0, below=1)
+    exponent = -check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
+    eps1 = check_number("eps1", eps1, **TINY)
     dtype = name_of(momentum_dtype, "momentum_dtype")
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
     by: Literal["step", "one", "grad"] = "grad" if not weight_decouple else "one" if fixed_decay else "step"
@@ -93,15 +91,15 @@ def pytorch_optimizer(
         lr=relative if relative_step or lr is None else lr,
         relative_step=relative_step,
         multiply_by_parameter_scale=scale_parameter,
-        eps2=eps2,
-        beta2=power_decay(-decay_rate, cap=betas[1]),
+        eps2=check_number("eps2", eps2, at_least=0),
+        beta2=power_decay(exponent, cap=cap),
         eps1=1e-7 if dtype == "float16" else eps1,
-        clipping_threshold=clip_threshold,
-        beta1=betas[0],
+        clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
+        beta1=beta1,
         momentum_of="step",
         momentum_dtype=dtype,
         momentum_rounding="use",
-        weight_decay=weight_decay,
+        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by=by,
         state_dtype="param",
     )

@@ -6,7 +6,7 @@ import numpy as np
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_flag, check_number, refuse_unknown_keywords
+from ..errors import check_number, check_step, check_whole, refuse_unknown_keywords
 from ..factoring import Rule, largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
 from ._arguments import (
@@ -15,6 +15,7 @@ from ._arguments import (
     check_flags,
     check_optional,
     check_threshold,
+    is_off,
     of_count,
     pairs_of,
     unsupported,
@@ -67,13 +68,12 @@ def flax(
 
     Source: google/flax at 47418b3, flax/optim/adafactor.py.
     """
-    check_flag("factored", factored)
-    check_flag("multiply_by_parameter_scale", multiply_by_parameter_scale)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    factored, scaled = check_flags(factored=factored, multiply_by_parameter_scale=multiply_by_parameter_scale)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
     return _recipe(
         learning_rate,
-        factoring=largest_two(min_dim_size_to_factor) if factored else no_factoring,
-        scaled=multiply_by_parameter_scale,
+        factoring=largest_two(min_dim) if factored else no_factoring,
+        scaled=scaled,
         beta1=beta1,
         decay_rate=decay_rate,
         step_offset=step_offset,
@@ -136,18 +136,20 @@ def t5x(
 
     Source: google-research/t5x at cc342d4, t5x/adafactor.py; t5x/contrib/moe/adafactor_utils.py for "moe".
     """
-    check_flags(factored=factored, skip_nan_updates=skip_nan_updates)
+    factored, skip_nan_updates = check_flags(factored=factored, skip_nan_updates=skip_nan_updates)
     scaled: Any = multiply_by_parameter_scale
     if not isinstance(scaled, bool | np.bool_):
         scaled = per_name(pairs_of("multiply_by_parameter_scale", scaled))
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, at_least=0)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    exponent = check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, at_least=0)
+    decay = check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
     clip = "optax.clip_by_global_norm or torch.nn.utils.clip_grad_norm_ before the step does it."
-    unsupported("global_norm_clip_threshold", global_norm_clip_threshold or None, None, "It couples parameters.", clip)
+    norm = check_optional("global_norm_clip_threshold", global_norm_clip_threshold)
+    unsupported("global_norm_clip_threshold", None if is_off(norm) else norm, None, "It couples parameters.", clip)
     why = "Skipping single NaN elements is no part of the definition."
     unsupported("skip_nan_updates", skip_nan_updates, False, why, "optax.apply_if_finite skips whole steps.")
-    factoring = factoring_of(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim_size_to_factor)
-    exponent = weight_decay_rate_lr_exponent or 0.0
+    factoring = factoring_of(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim)
+    follows_lr = not is_off(exponent)
     return _recipe(
         learning_rate,
         factoring=factoring,
@@ -156,8 +158,8 @@ def t5x(
         decay_rate=decay_rate,
         step_offset=step_offset,
         clipping_threshold=clipping_threshold,
-        weight_decay_rate=(weight_decay_rate or 1.0) if exponent else weight_decay_rate,
-        weight_decay_by=exponent,
+        weight_decay_rate=1.0 if follows_lr and is_off(decay) else decay,
+        weight_decay_by=exponent if follows_lr else "one",
         epsilon1=epsilon1,
         epsilon2=epsilon2,
         max_parameter_scale=max_parameter_scale,
@@ -181,27 +183,22 @@ def _recipe(
     weight_decay_by: Any = "one",
     max_parameter_scale: float | None = None,
 ) -> Recipe:
-    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    check_number("step_offset", step_offset, whole=True)
-    check_threshold("clipping_threshold", clipping_threshold, optional=True)
-    check_optional("beta1", beta1, at_least=0, below=1)
-    check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
-    check_number("epsilon1", epsilon1, **TINY)
-    check_number("epsilon2", epsilon2, at_least=0)
+    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    decay = check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
     return Recipe(
         lr=of_count("learning_rate", learning_rate),
         relative_step=False,
         multiply_by_parameter_scale=scaled,
-        eps2=epsilon2,
+        eps2=check_number("epsilon2", epsilon2, at_least=0),
         max_parameter_scale=max_parameter_scale,
-        beta2=power_decay(decay_rate, offset=step_offset),
+        beta2=power_decay(exponent, offset=check_step("step_offset", step_offset)),
         factoring=factoring,
-        eps1=epsilon1,
-        clipping_threshold=clipping_threshold,
-        beta1=beta1,
+        eps1=check_number("epsilon1", epsilon1, **TINY),
+        clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
+        beta1=check_optional("beta1", beta1, at_least=0, below=1),
         momentum_of="step",
         momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
-        weight_decay=weight_decay_rate or 0.0,
+        weight_decay=0.0 if decay is None else decay,
         weight_decay_by=weight_decay_by,
     )

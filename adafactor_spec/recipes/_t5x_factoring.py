@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import nearest, refusal
+from ..errors import nearest, plain_text, refusal
 from ..factoring import Rule, by_name, explicit, largest_two, limited, no_factoring
-from ._arguments import original_refuses, pairs_of
+from ._arguments import attribute, original_refuses, pairs_of
 
 _STANDARD = {
     "vocab": "COLUMN",
@@ -87,7 +87,7 @@ def _roles(pattern: str, axes: Sequence[str], rules: Mapping[str, Any]) -> list[
     if not isinstance(axes, list | tuple):
         raise refusal(who, "a logical axis for every axis of the parameter", axes)
     for axis in axes:
-        if axis not in rules:
+        if not isinstance(axis, str) or axis not in rules:
             remedy = f"{nearest(axis, rules)} Known: {', '.join(rules)}.".strip()
             raise refusal(who, "logical axes that logical_factor_rules have", axis, remedy)
     roles = [_role(f"logical_factor_rules[{axis!r}]", rules[axis]) for axis in axes]
@@ -103,7 +103,7 @@ def _written(who: str, roles: Any, min_dim: int) -> Rule:
     """A rule as it is written in a factor_map: a role for every axis, None, or T5X's HEURISTIC_RULE."""
     if roles is None:
         return no_factoring
-    if getattr(roles, "name", roles) in ("token", "HEURISTIC_RULE"):
+    if plain_text(attribute(roles, "name")) in ("token", "HEURISTIC_RULE"):
         return _by_size(min_dim)
     if not isinstance(roles, list | tuple):
         raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis, or None", roles)
@@ -112,7 +112,8 @@ def _written(who: str, roles: Any, min_dim: int) -> Rule:
 
 def _role(who: str, role: Any) -> str:
     """ROW, COLUMN, BATCH or NONE, however T5X's user writes it: its FactorDim or its name."""
-    name = _ROLES.get(str(getattr(role, "name", role)).lower())
+    word = "none" if role is None else plain_text(attribute(role, "name")) or ""
+    name = _ROLES.get(word.lower())
     if name is None:
         raise refusal(who, "ROW, COLUMN, BATCH or NONE for every axis", role)
     return name

@@ -2,7 +2,7 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, is_number, refusal, refuse_unknown_keywords
+from ..errors import check_number, check_step, check_whole, is_number, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, leading_or_last_two
 from ..schedules import ScalarOrSchedule, check_schedule, linear_warmup, power_decay
 from ._arguments import (
@@ -11,6 +11,7 @@ from ._arguments import (
     TINY,
     check_flags,
     check_optional,
+    check_optional_schedule,
     check_pair,
     check_threshold,
     not_reproduced,
@@ -57,22 +58,15 @@ def timm(
 
     Source: timm 1.0.31, timm/optim/adafactor.py.
     """
-    check_flags(scale_parameter=scale_parameter, warmup_init=warmup_init, caution=caution)
-    if lr is not None:
-        check_schedule("lr", lr, at_least=0)
-        if warmup_init:
-            remedy = "timm refuses both together: leave warmup_init out, and warm lr up with a schedule."
-            raise original_refuses("warmup_init", "False with an lr", warmup_init, remedy)
-    check_number("eps", eps, **TINY)
-    check_number("eps_scale", eps_scale, at_least=0)
-    check_threshold("clip_threshold", clip_threshold, optional=False)
-    check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
-    if betas is not None:
-        check_pair("betas", betas, "(beta1, no effect)")
-        check_optional("betas[0]", betas[0], at_least=0, below=1)
-    beta1 = None if betas is None else betas[0]
-    check_number("weight_decay", weight_decay, at_least=0)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
+    flags = check_flags(scale_parameter=scale_parameter, warmup_init=warmup_init, caution=caution)
+    scale_parameter, warmup_init, caution = flags
+    lr = check_optional_schedule("lr", lr, at_least=0)
+    if lr is not None and warmup_init:
+        remedy = "timm refuses both together: leave warmup_init out, and warm lr up with a schedule."
+        raise original_refuses("warmup_init", "False with an lr", warmup_init, remedy)
+    beta1 = None if betas is None else check_pair("betas", betas, "(beta1, no effect)")[0]
+    beta1 = check_optional("betas[0]", beta1, at_least=0, below=1)
+    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
     if caution and beta1 is not None:
         raise not_reproduced("caution", "False with betas", caution, *_CAUTION)
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
@@ -80,14 +74,14 @@ def timm(
         lr=relative if lr is None else lr,
         relative_step=lr is None,
         multiply_by_parameter_scale=lr is None and scale_parameter,
-        eps2=eps_scale,
-        beta2=power_decay(-decay_rate),
-        factoring=leading_or_last_two(min_dim_size_to_factor + 1),
-        eps1=eps,
-        clipping_threshold=clip_threshold,
+        eps2=check_number("eps_scale", eps_scale, at_least=0),
+        beta2=power_decay(-check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)),
+        factoring=leading_or_last_two(min_dim + 1),
+        eps1=check_number("eps", eps, **TINY),
+        clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
         beta1=beta1,
         momentum_of="step",
-        weight_decay=weight_decay,
+        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by="step",
     )
 
@@ -134,16 +128,13 @@ def timm_big_vision(
 
     Source: timm 1.0.31, timm/optim/adafactor_bv.py.
     """
-    check_flags(unscaled_wd=unscaled_wd, caution=caution, corrected_weight_decay=corrected_weight_decay)
-    check_schedule("lr", lr, at_least=0)
-    check_number("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0, whole=True)
-    check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    check_number("decay_offset", decay_offset, whole=True)
-    check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
-    check_optional("momentum", momentum, at_least=0, below=1)
-    check_optional("eps", eps, **TINY)
-    check_number("weight_decay", weight_decay, at_least=0)
-    check_threshold("clipping_threshold", clipping_threshold, optional=True)
+    flags = check_flags(unscaled_wd=unscaled_wd, caution=caution, corrected_weight_decay=corrected_weight_decay)
+    unscaled_wd, caution, corrected_weight_decay = flags
+    lr = check_schedule("lr", lr, at_least=0)
+    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
+    offset = check_step("decay_offset", decay_offset)
+    cap = check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
+    weight_decay = check_number("weight_decay", weight_decay, at_least=0)
     if caution and momentum is not None:
         raise not_reproduced("caution", "False with a momentum", caution, *_CAUTION)
     by: Any = "one" if unscaled_wd else "lr"
@@ -151,16 +142,16 @@ def timm_big_vision(
         if not is_number(lr) or lr <= 0:
             remedy = "Give the peak here and the schedule to the optimizer, adafactor(learning_rate=..., recipe=...)."
             raise refusal("lr", "a positive number with corrected_weight_decay=True", lr, remedy)
-        weight_decay, by = weight_decay / float(lr), "lr" if unscaled_wd else 2
+        weight_decay, by = weight_decay / lr, "lr" if unscaled_wd else 2
     return Recipe(
         lr=lr,
         relative_step=False,
         multiply_by_parameter_scale=False,
-        beta2=power_decay(decay_rate, cap=beta2_cap, offset=decay_offset),
-        factoring=largest_two(min_dim_size_to_factor),
-        eps1=1e-30 if eps is None else eps,
-        clipping_threshold=clipping_threshold,
-        beta1=momentum,
+        beta2=power_decay(exponent, cap=cap, offset=offset),
+        factoring=largest_two(check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)),
+        eps1=1e-30 if eps is None else check_number("eps", eps, **TINY),
+        clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
+        beta1=check_optional("momentum", momentum, at_least=0, below=1),
         momentum_of="update",
         momentum_dtype=name_of(momentum_dtype, "momentum_dtype"),
         momentum_rounding="use",

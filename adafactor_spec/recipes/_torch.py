@@ -1,5 +1,5 @@
 from .._recipe import Recipe
-from ..errors import check_number, refuse_unknown_keywords
+from ..errors import check_flag, check_number, refuse_unknown_keywords
 from ..schedules import power_decay
 from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, not_a_recipes
 
@@ -35,23 +35,18 @@ def torch(
 
     Source: torch 2.13.0, torch/optim/_adafactor.py.
     """
-    check_number("lr", lr, at_least=0, remedy="Its tensor form is not supported: give the number.")
-    check_number("beta2_decay", beta2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)
-    check_pair("eps", eps, "(floor or None, smallest scale)")
-    check_optional("eps[0]", eps[0], **TINY)
-    check_number("eps[1]", eps[1], at_least=0)
-    check_number("d", d, at_least=1, infinite=True)
-    check_number("weight_decay", weight_decay, at_least=0)
+    eps1, eps2 = check_pair("eps", eps, "(floor or None, smallest scale)")
+    maximize = check_flag("maximize", maximize)
     not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
     return Recipe(
-        lr=lr,
+        lr=check_number("lr", lr, at_least=0, remedy="Its tensor form is not supported: give the number."),
         relative_step=True,
-        eps2=eps[1],
-        beta2=power_decay(-beta2_decay),
-        eps1=eps[0],
+        eps2=check_number("eps[1]", eps2, at_least=0),
+        beta2=power_decay(-check_number("beta2_decay", beta2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)),
+        eps1=check_optional("eps[0]", eps1, **TINY),
         eps1_mode="floor",
-        clipping_threshold=d,
-        weight_decay=weight_decay,
+        clipping_threshold=check_number("d", d, at_least=1, infinite=True),
+        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
         weight_decay_by="lr",
         state_dtype="param",
     )

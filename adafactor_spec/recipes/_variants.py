@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._recipe import Recipe
-from ..errors import check_number
+from ..errors import check_flag, check_number, check_step
 from ..schedules import (
     ScalarOrSchedule,
     cosine_decay,
@@ -111,10 +111,10 @@ def big_vision_vit_g(total_steps: int = 1_000_000, *, by_kernel_name: bool = Fal
 
     Source: google-research/big_vision, big_vision/configs/proj/scaling_laws/train_vit_g.py.
     """
-    check_number("total_steps", total_steps, above=50_000, whole=True)
+    total_steps = check_step("total_steps", total_steps, above=50_000)
     after_warmup = product(100.0, inverse_sqrt(10_000))  # sqrt(10,000 / count), 1 up to there
     schedule = linear_cooldown(linear_warmup(after_warmup, 10_000), 50_000, total_steps)
-    mults = ((".*head/kernel", 100.0), (".*/kernel", 1.0)) if by_kernel_name else None
+    mults = ((".*head/kernel", 100.0), (".*/kernel", 1.0)) if check_flag("by_kernel_name", by_kernel_name) else None
     return big_vision(lr=8e-4, wd=0.03 * 8e-4, wd_mults=mults, schedule=schedule)
 
 
@@ -130,10 +130,10 @@ def big_vision_cappa(total_steps: int = 366_500, warmup_steps: int = 10_000, *, 
 
     Source: google-research/big_vision, big_vision/configs/proj/cappa/pretrain.py.
     """
-    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
-    check_number("total_steps", total_steps, above=warmup_steps, whole=True)
+    warmup_steps = check_step("warmup_steps", warmup_steps, at_least=1)
+    total_steps = check_step("total_steps", total_steps, above=warmup_steps)
     schedule = linear_warmup(cosine_decay(1.0, warmup_steps, total_steps), warmup_steps)
-    mults = ((".*/kernel$", 1.0),) if by_kernel_name else None
+    mults = ((".*/kernel$", 1.0),) if check_flag("by_kernel_name", by_kernel_name) else None
     return big_vision(beta2_cap=0.999, lr=1e-3, wd=1e-4, wd_mults=mults, schedule=schedule)
 
 
@@ -192,7 +192,7 @@ def kohya_finetune(lr: float = 4e-7, warmup_steps: int = 100) -> Recipe:
 
     Source: kohya-ss/sd-scripts, docs/train_SDXL-en.md.
     """
-    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
+    warmup_steps = check_step("warmup_steps", warmup_steps, at_least=1)
     warm = zero_based(linear_warmup(lr, warmup_steps))
     return kohya(lr=warm, scale_parameter=False, relative_step=False, warmup_init=False)
 
@@ -225,6 +225,5 @@ def algoperf(
 
 def _rsqrt_decay(base_learning_rate: float, warmup_steps: int) -> ScalarOrSchedule:
     """T5X's factors "constant * rsqrt_decay", of the count."""
-    check_number("base_learning_rate", base_learning_rate, at_least=0)
-    check_number("warmup_steps", warmup_steps, at_least=1, whole=True)
-    return product(base_learning_rate, inverse_sqrt(warmup_steps))
+    base = check_number("base_learning_rate", base_learning_rate, at_least=0)
+    return product(base, inverse_sqrt(check_step("warmup_steps", warmup_steps, at_least=1)))
