@@ -25,6 +25,7 @@ from ._rounding import Rounding
 from ._shardings import zeros_like
 from ._split import Split
 from ._standalone import next_count
+from ._states import NOTHING, States
 from ._step import Piece, Step, Telemetry, local
 
 ByLeaf = dict[int, Any]  # what there is of some leaves, by their position
@@ -75,8 +76,8 @@ def optimizer(
     def update(updates: Tree, state: AdafactorState, params: Tree | None = None, **extra: Any) -> Any:
         leaves, values, structure = leaves_of(need_params(params))
         grads = updates_of(updates, leaves, structure)
+        _check_state(states, state, params, rounding, telemetry)
         kept = structure.flatten_up_to(state.compensation)
-        _check_state(state, kept, leaves, rounding, telemetry)
         count, t = next_count(state.count)
         specs = None if split is None else split.specs_of(params, leaves, rule)
 
@@ -104,17 +105,22 @@ def optimizer(
         shown = None if state.telemetry is None else _shown(told, state.telemetry, structure)
         return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), shown)
 
+    states = States(init)
     return GradientTransformation(init, own_promotion(update))
 
 
-def _check_state(state: AdafactorState, kept: list[Any], leaves: list[Leaf], rounding: Rounding, told: bool) -> None:
-    """Refuse a state that other options have made: what it lacks would be missing without a word."""
-    if (state.telemetry is not None) != told:
+def _check_state(states: States, state: Any, params: Tree, rounding: Rounding, told: bool) -> None:
+    """Refuse a state of other options or parameters: what it lacks would be missing, and what has another shape would
+    be broadcast, without a word."""
+    found = states.difference(state, params)
+    if found is None:
+        return
+    if isinstance(state, AdafactorState) and (state.telemetry is not None) != told:
         raise refusal("telemetry", "as it was when the state was made", told, "Or make a new state: tx.init(params).")
-    for leaf, cut in zip(leaves, kept, strict=True):
-        if (cut is not None) != rounding.compensates(leaf):
-            remedy = "Or put zeros like the 16-bit parameters, in bfloat16, or None, in place of state.compensation."
-            raise refusal("rounding", "the one that the state was made with", rounding.kind, remedy)
+    if found.where.startswith(".compensation") and NOTHING in (found.expected, found.found):
+        remedy = "Or put zeros like the 16-bit parameters, in bfloat16, or None, in place of state.compensation."
+        raise refusal("rounding", "the one that the state was made with", rounding.kind, remedy)
+    raise found.refusal()
 
 
 def _present(values: list[Any]) -> ByLeaf:

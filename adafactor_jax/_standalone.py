@@ -11,6 +11,7 @@ import optax
 
 from ._leaves import GradientTransformation, Tree, leaves_of, need_params, own_promotion, tree_of, updates_of
 from ._recomputed import Recomputed
+from ._states import States
 from ._step import Piece, Step
 
 Arguments = ParamSpec("Arguments")
@@ -51,6 +52,7 @@ def _counted(piece: Piece) -> GradientTransformation:
     def update(updates: Tree, state: CountedState, params: Tree | None = None, **extra: Any) -> Any:
         leaves, values, structure = leaves_of(need_params(params))
         grads = updates_of(updates, leaves, structure)
+        states.check(state, params)
         count, t = next_count(state.count)
         read = [Recomputed.of(jnp.asarray(p), leaf.compute) for leaf, p in zip(leaves, values, strict=True)]
         given = [
@@ -61,4 +63,5 @@ def _counted(piece: Piece) -> GradientTransformation:
         out = [None if u is None else u.value.astype(jnp.result_type(g)) for u, g in zip(made, grads, strict=True)]
         return tree_of(structure, out), CountedState(count, inner)
 
+    states = States(init)
     return GradientTransformation(init, own_promotion(update))

@@ -47,7 +47,7 @@ class Adafactor(torch.optim.Optimizer):
             weight_decay_by, decay_before_scale, state_dtype: override the recipe's field of that name, which
             `adafactor_spec.Recipe` describes. None means off.
 
-    The state of a parameter is `step` (float32, on the CPU; on the parameter's device with `capturable` or "skip") and
+    The state of a parameter is `step` (int64, on the CPU; on the parameter's device with `capturable` or "skip") and
     `v_row` and `v_col` (reduced axes at size 1) or `v`, and `v_max`, `m` and `compensation` where they are kept; the
     moments at least float32, and all loaded as saved.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named, plain_form
 from ._memory import has_address
 from ._paths import Paths, triton_path
-from ._phases import Amp, Setting, Work
+from ._phases import COUNT, Amp, Setting, Work
 from ._release import stepped_in_backward
 from ._sharded import is_dtensor, local_of
 from ._steady import Steady, can_be_steady
@@ -169,7 +169,8 @@ class Engine:
         for work in works:
             there = counts_on_device(group, work.p)
             known = self._has_state.get(work.p) == (work.setting, there)
-            if not known or len(work.state) != 1 + len(work.setting.layout):
+            complete = len(work.state) == 1 + len(work.setting.layout) and work.state["step"].dtype == COUNT
+            if not known or not complete:
                 work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
                 work.by_address &= is_dtensor(work.p) or all(map(has_address, work.state.values()))
@@ -180,7 +181,7 @@ class Engine:
             if there:
                 on_device.append(work.state["step"])
         if on_device:
-            torch._foreach_add_(on_device, 1.0)
+            torch._foreach_add_(on_device, 1)
         return works
 
     def _write_lr(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> None:

@@ -21,6 +21,7 @@ from adafactor_spec.factoring import Plan
 from . import _kernels as kernels
 
 NO_GRADIENT = torch.empty(0)
+COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
 State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 

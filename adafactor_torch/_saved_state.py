@@ -10,7 +10,7 @@ from adafactor_spec import dtypes
 from adafactor_spec.errors import check_whole, is_number, refusal
 
 from ._groups import FLOATS, Group, counts_on_device, named, plan_of, recipe_of
-from ._phases import Setting, State
+from ._phases import COUNT, Setting, State
 from ._sharded import is_dtensor, laid, local_of
 
 _SECOND_MOMENTS = ("v_row", "v_col", "v", "v_max")
@@ -141,5 +141,5 @@ def _kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
         x = x if is_dtensor(x) else x.contiguous()
         kept[entry] = laid(x.to(p.device, dtype, copy=True), p, entry, setting.plan)
     steps = 0 if getattr(state["step"], "is_meta", False) else steps_of("", state["step"])  # nothing can be read there
-    step = torch.tensor(steps, dtype=torch.float32, device=p.device if on_device else "cpu")
+    step = torch.tensor(steps, dtype=COUNT, device=p.device if on_device else "cpu")
     return {"step": step, **kept}

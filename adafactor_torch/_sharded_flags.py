@@ -93,13 +93,13 @@ class Flags:
         if counters:
             torch._foreach_add_(*map(list, zip(*counters, strict=True)))
         out = bad | ~present
-        steps = [(work.state["step"], one) for work, one in zip(works, out.float().unbind(), strict=True) if not work.t]
+        steps = [(work.state["step"], one) for work, one in zip(works, out.long().unbind(), strict=True) if not work.t]
         if steps:
             torch._foreach_sub_(*map(list, zip(*steps, strict=True)))
         if len(steps) < len(works):
             for work, taken_back in zip(works, out.tolist(), strict=True):
                 if work.t and taken_back:
-                    work.state["step"] -= 1.0
+                    work.state["step"] -= 1
                     work.t = 0
 
     def _doubts(self, place: int) -> bool:

@@ -142,7 +142,7 @@ def numbers_on_device(recipe: Recipe, steps: list[Tensor]) -> list[Numbers]:
 
     Args:
         recipe: of the parameters; its `lr` may be an `OnDevice`.
-        steps: 0-dimensional float32 tensors on one device, the steps that are taken now, 1 at the first.
+        steps: 0-dimensional int64 tensors on one device, the steps that are taken now, 1 at the first.
     """
     t = OnDevice(wide(torch.stack(steps)))
     columns = {name: _column(value, t.value) for name, value in vars(recipe.at(t)).items()}

@@ -224,8 +224,8 @@ def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
         counter = tl.load(own + tiles.SKIPPED).to(tl.pointer_type(tl.int64))
         tl.store(counter, tl.load(counter) + 1, mask=left_out)
     if o.takes_back:
-        count = tl.load(own + tiles.COUNT).to(tl.pointer_type(tl.float32))
-        tl.store(count, tl.load(count) - 1.0, mask=left_out)
+        count = tl.load(own + tiles.COUNT).to(tl.pointer_type(tl.int64))
+        tl.store(count, tl.load(count) - 1, mask=left_out)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from ._groups import (
     plan_of,
 )
 from ._memory import called, check_memory, has_address, outside_modes, zeros_like
-from ._phases import NO_GRADIENT, Setting, State, Work
+from ._phases import COUNT, NO_GRADIENT, Setting, State, Work
 from ._sharded import check_current, is_dtensor, is_elsewhere, is_like, laid, local_of, takes_part, zeros_for
 from ._tensor_numbers import OnDevice, keys_on_device, numbers_on_device, wide
 
@@ -165,8 +165,8 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
 
 def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...], device: torch.device) -> None:
     """Give works whose steps are counted on a device their numbers and keys, as tensors."""
-    done = [work.state["step"].to(device) if "step" in work.state else torch.zeros((), device=device) for work in works]
-    steps = list(torch._foreach_add(done, 1.0))
+    done = [work.state["step"] if "step" in work.state else torch.zeros((), device=device) for work in works]
+    steps = list(torch._foreach_add([step.to(device, COUNT) for step in done], 1))
     lr: Any = OnDevice(wide(group["lr"].to(device))) if isinstance(group["lr"], Tensor) else lr_of(group)
     by_recipe: dict[int, list[int]] = {}
     for place, work in enumerate(works):
@@ -209,8 +209,8 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     place = p.device if on_device else "cpu"  # where reading it is no transfer
     if "step" not in state:
         state["step"] = _no_steps(p, on_device)
-    elif state["step"].device != torch.device(place):
-        state["step"] = state["step"].to(place)
+    else:  # of an old version it is float32
+        state["step"] = state["step"].to(place, COUNT)
     layout = setting.layout
     for entry in [entry for entry in state if entry != "step" and entry not in layout]:
         del state[entry]  # of a field that has been changed since
@@ -228,9 +228,9 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
 def _no_steps(p: Tensor, on_device: bool) -> Tensor:
     """A counter at zero, beside p or where the host reads it. That one is a tensor in memory whatever p is."""
     if on_device:
-        return zeros_like(local_of(p), (), torch.float32)
+        return zeros_like(local_of(p), (), COUNT)
     with outside_modes():
-        return torch.zeros((), dtype=torch.float32, device="cpu")
+        return torch.zeros((), dtype=COUNT, device="cpu")
 
 
 def _check_gradient(name: str, p: Any, grad: Any) -> None:

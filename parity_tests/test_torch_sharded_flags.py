@@ -18,12 +18,14 @@ SETTING = Setting(Recipe(lr=0.1), factoring.plan(factoring.last_two, (4,)), "flo
 LAY: Any = SimpleNamespace(mesh="the mesh", dims={0: 0}, several=(0, 1))
 WIRES: Any = SimpleNamespace(of=lambda mesh, dims: [tuple(dims)])
 MISSING: Any = None
+STEPS = 2**24 + 2  # float32 has no number between this and 2^24
 FINE, BAD = torch.ones(4), torch.tensor([1.0, torch.inf, 1.0, 1.0])
 
 
 def work(skips: bool, t: int = 0, device: str = "cpu") -> Work:
     p = torch.ones(4, device=device)
-    made = Work(p, p, {"step": torch.ones((), device=device)}, SETTING, SETTING.recipe.at(1), t=t)
+    count = torch.full((), STEPS, dtype=torch.int64, device=device)
+    made = Work(p, p, {"step": count}, SETTING, SETTING.recipe.at(1), t=t)
     made.skipped = torch.zeros((), dtype=torch.int64, device=device) if skips else None
     return made
 
@@ -32,8 +34,9 @@ def flags_of(works: list[Work], grads: list[Tensor | None], amp: Amp = NO_AMP) -
     return Flags(works, [LAY] * len(works), grads, WIRES, amp)
 
 
-def steps(works: list[Work]) -> list[float]:
-    return [float(one.state["step"]) for one in works]
+def steps(works: list[Work]) -> list[int]:
+    """1 where the step counts, 0 where it has been taken back."""
+    return [int(one.state["step"]) - (STEPS - 1) for one in works]
 
 
 @pytest.mark.parametrize("t", [0, 1], ids=["counted on a device", "counted on the host"])

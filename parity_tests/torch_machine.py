@@ -90,7 +90,7 @@ class Twin:
             found: dict[str, Array] = {}
         else:
             count = state["step"]
-            assert (count.dtype, count.shape, count.device.type) == (torch.float32, (), "cpu")
+            assert (count.dtype, count.shape, count.device.type) == (torch.int64, (), "cpu")
             assert count.item() == self.state.step
             found = {key: array(value) for key, value in state.items() if key != "step"}
             assert set(found) == set(kept(self.state))

@@ -22,6 +22,7 @@ from parity_tests.torch_runs import FLOAT64, Array, Shape, bits, gradient, value
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEED = 7
+DONE = 2**24 + 1  # steps that are counted before the first one here: float32 has no such number
 SHAPES: tuple[Shape, ...] = ((4, 6), (5,), (), (0, 3), (1, 7), (7, 1), (3, 4, 5), (3, 2, 3, 3), (1500,), (70, 300))
 FEW: tuple[Shape, ...] = ((4, 6), (5,), (3, 2, 3, 3))  # a program takes the interpreter some milliseconds
 
@@ -76,7 +77,7 @@ def work_of(
     """A parameter before its first step."""
     setting = Setting(recipe, factoring.plan(recipe.factoring, tuple(p.shape)), FLOATS[p.dtype], rounding)
     state = {key: torch.zeros(shape, dtype=dtype, device=DEVICE) for key, (shape, dtype) in setting.layout.items()}
-    state["step"] = torch.zeros((), device=DEVICE)
+    state["step"] = torch.full((), DONE, dtype=torch.int64, device=DEVICE)
     work = Work(p, torch.zeros_like(p), state, setting, numbers_of(recipe, 1), maximize=maximize)
     if telemetry:
         work.telemetry = torch.zeros((canonical(setting.plan).sizes[0], 4), device=DEVICE)
