@@ -7,6 +7,7 @@ It warns, and from then on every step reads p first.
 """
 
 import warnings
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -23,27 +24,41 @@ class Compiled:
 
     def __init__(self) -> None:
         self.carries = True  # sums of p^2
+        self._has_to_warn = False
         self.rows: dict[Tensor, Row] = {}
 
-    def step(self, works: list[Work], amp: Amp, steady: Steady | None) -> bool:
-        """One step of every parameter; False, and nothing done, where there is no compiled library."""
+    def ready(self, works: list[Work], amp: Amp, steady: Steady | None) -> Table | None:
+        """What a step of these parameters needs; None where there is no compiled library."""
         library = _native.library()
         if library is None:
-            return False
+            return None
         assert library.adafactor_task() == TASK.itemsize
-        table = None if steady is None else steady.table
+        table: Table | None = None if steady is None else steady.table
         if table is None:
             table = Table(works, [self.row(work.p, work) for work in works])
             if steady is not None and table.lasts:
                 steady.table = table
-        self.notice(table.step(library, works, amp, self.carries))
-        return True
+        table.begin(library, works, amp, self.carries)
+        return table
+
+    def step(self, table: Table, works: list[Work]) -> Iterator[list[Work]]:
+        """One step of every parameter, in place. What it yields is stepped."""
+        library = _native.library()
+        assert library is not None
+        table.run(library)
+        self.notice(table.end(works))
+        yield works
 
     def notice(self, surprised: bool) -> None:
         """Carry no sums from now on, where one was another than that of what has been written over."""
-        if not surprised:
+        self._has_to_warn |= surprised and self.carries
+        self.carries &= not surprised
+
+    def warn(self) -> None:
+        """Say what was noticed: after the step, as a warning may be an error."""
+        if not self._has_to_warn:
             return
-        self.carries = False
+        self._has_to_warn = False
         warnings.warn(
             "A parameter was written through .data or from outside torch, which its version counter does not show, so "
             "this step used RMS(p) from before that. From now on every step reads the parameters anew; write them "

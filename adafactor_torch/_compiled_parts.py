@@ -5,6 +5,7 @@ that are laid out so that whatever is summed over the same process groups at the
 that is carried from step to step (`_compiled.py`) is that of a part.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +51,7 @@ class CompiledParts:
         library, works = _native.library("part"), [one.work for one in held]
         assert library is not None
         table = self._table_of(held, wires)
-        table.begin(works, amp, self.compiled.carries)
+        table.begin(library, works, amp, self.compiled.carries)
         table.run(library, _BEGIN)
         yield table.asked[_BEGIN]
         table.leave_out(flags.good([one.place for one in held]))
@@ -97,7 +98,7 @@ class _Table(Table):
     def _laid(
         self, shares: list[tuple[int, Share]], dtype: torch.dtype, phase: int, groups: tuple[Any, ...], even: bool
     ) -> Tensor:
-        buffer = torch.zeros(sum(share.size for _, share in shares), dtype=dtype)
+        buffer = torch.zeros(sum(share.size for _, share in shares), dtype=dtype, device="cpu")
         place = buffer.data_ptr()
         for row, share in shares:
             self._of[share.name][row] = place
@@ -105,9 +106,9 @@ class _Table(Table):
         self.asked[phase].append(Asked(buffer, list(groups), even))
         return buffer
 
-    def begin(self, works: list[Any], amp: Amp, carries: bool) -> None:
+    def begin(self, library: ctypes.CDLL, works: list[Any], amp: Amp, carries: bool) -> None:
         """Write what is of this step alone. A part without elements writes no shares: they are zeros."""
-        super().begin(works, amp, carries)
+        super().begin(library, works, amp, carries)
         for buffer in self._buffers:
             buffer.zero_()
         if self._told:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adafactor_spec import dtypes
 
@@ -34,16 +35,11 @@ class Table:
         self._of["telemetry"] = [0 if work.telemetry is None else work.telemetry.data_ptr() for work in works]
         self._keyed = any(work.setting.stochastic for work in works)
         self._room: int | None = None
+        self._memory: Tensor | None = None
         self._narrows = [row for row, work in enumerate(works) if _narrows(work.setting)]
 
-    def step(self, library: ctypes.CDLL, works: list[Work], amp: Amp, carries: bool) -> bool:
-        """Step them; whether one was written since the step before, and its version counter does not show it."""
-        self.begin(works, amp, carries)
-        self.run(library)
-        return self.end(works)
-
-    def begin(self, works: list[Work], amp: Amp, carries: bool) -> None:
-        """Write what is of this step alone."""
+    def begin(self, library: ctypes.CDLL, works: list[Work], amp: Amp, carries: bool) -> None:
+        """Write what is of this step alone, and take the memory that the C++ works in, for as long as that takes."""
         table = self._of
         table["g"]["data"] = [row.gradient(work) for row, work in zip(self.rows, works, strict=True)]
         table["known"] = [
@@ -54,22 +50,27 @@ class Table:
         _write_numbers(table, works, amp)
         for place in self._narrows:
             table["narrow1"][place] = _narrow_beta1(works[place])
+        if self._room is None:
+            self._room = library.adafactor_room(*self._arguments())
+        self._memory = torch.empty(self._room, dtype=torch.uint8, device="cpu")
 
     def run(self, library: ctypes.CDLL, phase: int | None = None) -> None:
         """Have the C++ do all of a step, or one of its phases."""
-        arguments = ctypes.c_void_p(self._of.ctypes.data), ctypes.c_int64(len(self._of))
-        if self._room is None:
-            self._room = library.adafactor_room(*arguments)
-        room = torch.empty(self._room, dtype=torch.uint8)
+        assert self._memory is not None
         threads = ctypes.c_int64(torch.get_num_threads())
-        where = ctypes.c_void_p(room.data_ptr())
+        where = ctypes.c_void_p(self._memory.data_ptr())
         if phase is None:
-            library.adafactor_step(*arguments, threads, where)
+            library.adafactor_step(*self._arguments(), threads, where)
         else:
-            library.adafactor_phase(*arguments, threads, where, ctypes.c_int64(phase))
+            library.adafactor_phase(*self._arguments(), threads, where, ctypes.c_int64(phase))
 
     def end(self, works: list[Work]) -> bool:
-        """Take note of what has been written; see `step`."""
+        """Take note of what has been written.
+
+        Returns:
+            Whether one was written since the step before, and its version counter does not show it.
+        """
+        self._memory = None
         if self._copies:
             for row in self.rows:
                 row.copy_back()
@@ -79,6 +80,9 @@ class Table:
         surprised = bool(self._surprised.any())
         self._surprised[:] = 0
         return surprised
+
+    def _arguments(self) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
+        return ctypes.c_void_p(self._of.ctypes.data), ctypes.c_int64(len(self._of))
 
     def _versions(self, works: list[Work]) -> list[int]:
         """A number of each parameter that grows with every write."""

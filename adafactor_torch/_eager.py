@@ -4,6 +4,7 @@ A parameter is seen as [batch, lead, rows, columns] (`_canonical.py`); a stack o
 indices. The phases are those of `_phases.py` on blocks of views; between two of them stand the sums over all blocks.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,18 +22,20 @@ SMALL = 1 << 15
 BLOCK = 1 << 18
 
 
-def step(works: list[Work], amp: Amp) -> None:
-    """One step of every parameter, in place."""
+def step(works: list[Work], amp: Amp) -> Iterator[list[Work]]:
+    """One step of every parameter, in place. What it yields is stepped."""
     kinds: dict[tuple[Any, ...], list[Work]] = {}
     for work in works:
         if work.p.numel() < SMALL:
             kinds.setdefault(_kind(work), []).append(work)
         else:
             _advance(Part(work, work.setting.plan, amp, BLOCK), [work])
+            yield [work]
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
             _step_stack(alike[first : first + at_once], amp)
+            yield alike[first : first + at_once]
 
 
 def _advance(part: Part, works: list[Work]) -> None:

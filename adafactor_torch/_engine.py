@@ -3,19 +3,21 @@
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named, plain_form
 from ._memory import has_address
-from ._paths import Paths, triton_path
+from ._paths import Paths, Way, triton_path
 from ._phases import COUNT, Amp, Setting, Work
 from ._release import stepped_in_backward
-from ._sharded import is_dtensor, local_of
+from ._sharded import is_dtensor
 from ._steady import Steady, can_be_steady
-from ._works import Given, Settings, count, finished, given_of, kept, ready, works_of
+from ._telemetry import Telemetry
+from ._undo import Undo, ordinary_mode
+from ._works import Given, Settings, finished, given_of, kept, ready, works_of
 
 if TYPE_CHECKING:
     from ._adafactor import Adafactor
@@ -23,42 +25,76 @@ if TYPE_CHECKING:
 
 # Number of a group, position of its first parameter or None where only some are stepped, works of its parameters.
 _Found = tuple[int, int | None, list[Work]]
-_TOLD = ("step_size", "update_rms", "clip_factor", "parameter_rms")
+
+
+class _Ready(NamedTuple):
+    """A group of which nothing can fail any more."""
+
+    works: list[Work]  # sharded ones too, in complete states
+    ways: list[Way]  # of those that are not sharded
+    left_out: list[Tensor]  # the counters of steps that are left out, as the host knows
+    lr_at: dict[int, float]  # what its schedule says at the steps that it may be at afterwards
 
 
 class Engine:
     """What an optimizer remembers beside its groups and state; all of it can be made again from them."""
 
     def __init__(self) -> None:
-        self._settings, self._paths = Settings(), Paths()
+        self._settings, self._paths, self._telemetry = Settings(), Paths(), Telemetry()
         # The setting that a parameter's state was made for, and whether its steps are counted on its device.
         self._has_state: dict[Tensor, tuple[Setting, bool]] = {}
-        self._told: dict[Tensor, tuple[Setting, Tensor]] = {}
-        self._skipped: dict[Tensor, Tensor] = {}
         self._steady: dict[int, Steady] = {}  # of a group's last step, for as long as the next is like it
         self._sharded: Sharded | None = None
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
         self._ids: list[int] = []  # of all parameters in the last step
 
     def step(self, optimizer: "Adafactor", only: Sequence[Tensor] | None = None) -> None:
-        """One step of every parameter with a gradient, or of some."""
-        if only is None and not optimizer.state and _is_asked_for_state():
-            self._make_state(optimizer)
-            return
-        try:
-            found = self._all(optimizer) if only is None else self._some(optimizer, only)
-            arrived = self._arrive([work for *_, works in found for work in works if is_dtensor(work.p)])
-            # Every check that can refuse the step is behind us.
-            amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-            done = [self._step_group(optimizer, number, first, works, amp) for number, first, works in found]
-            if arrived is not None:
-                sharded = [work for works in done for work in works if is_dtensor(work.p)]
-                self._step_sharded(optimizer, sharded, arrived, amp)
-            for (number, *_), works in zip(found, done, strict=True):
-                self._write_lr(optimizer, number, optimizer.param_groups[number], works)
-        finally:
-            for steady in self._steady.values() if only is None else ():
-                steady.forget_gradients()
+        """One step of every parameter with a gradient, or of some. One that fails has not happened (`_undo.py`)."""
+        with ordinary_mode():
+            if only is None and not optimizer.state and _is_asked_for_state():
+                self._make_state(optimizer)
+                return
+            undo = Undo()
+            try:
+                self._step(optimizer, only, undo)
+            except BaseException:
+                undo.take_back()
+                self._steady.clear()
+                raise
+            finally:
+                for steady in self._steady.values() if only is None else ():
+                    steady.forget_gradients()
+        self._paths.compiled.warn()
+        if self._sharded is not None:
+            self._sharded.warn()
+
+    def _step(self, optimizer: "Adafactor", only: Sequence[Tensor] | None, undo: Undo) -> None:
+        for group in optimizer.param_groups:
+            for name in ("lr", "lr_schedule", "lr_of_schedule"):
+                undo.entry(group, name)
+        # First whatever can refuse the step, or fail.
+        found = self._all(optimizer) if only is None else self._some(optimizer, only)
+        arrived = self._arrive([work for *_, works in found for work in works if is_dtensor(work.p)])
+        amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+        groups = [self._ready(optimizer, number, first, works, amp, undo) for number, first, works in found]
+        works = [work for of_group in groups for work in of_group.works]
+        sharded = [work for work in works if is_dtensor(work.p)]
+        of_sharded = None
+        if arrived is not None and self._sharded is not None:
+            of_sharded = self._sharded.ready(sharded, arrived, amp)
+        # Then what the step is; first what other processes take part in, which may fail before it has written anything.
+        undo.count(works)
+        if of_sharded is not None and self._sharded is not None:
+            self._sharded.step(of_sharded)
+            undo.stepped(sharded)
+            self._drop_states(optimizer, sharded)
+        for way in [way for of_group in groups for way in of_group.ways]:
+            for done in way():
+                undo.stepped(done)
+        for (number, *_), stepped in zip(found, groups, strict=True):
+            for skips in stepped.left_out:
+                skips += 1
+            self._write_lr(number, optimizer.param_groups[number], stepped)
 
     def _all(self, optimizer: "Adafactor") -> list[_Found]:
         found: list[_Found] = []
@@ -85,7 +121,7 @@ class Engine:
         if ids == self._ids:
             return
         self._ids, ours = ids, set(params)
-        mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._told, self._skipped)
+        mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._telemetry.told, self._telemetry.skipped)
         for known in (*mine, self._settings.known, self._settings.places, self._paths.compiled.rows):
             for p in known.keys() - ours:
                 del known[p]
@@ -113,33 +149,30 @@ class Engine:
         _check_kernels(group, works)
         return works
 
-    def _step_group(
-        self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp
-    ) -> list[Work]:
-        """The works that are done, sharded ones still to be."""
+    def _ready(
+        self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp, undo: Undo
+    ) -> _Ready:
+        """A group's works in complete states, none of them counted, and how to step them."""
         group = optimizer.param_groups[number]
-        skips = group["nonfinite"] == "skip"
+        skips, left_out = group["nonfinite"] == "skip", list[Tensor]()
         alone = [work for work in works if not is_dtensor(work.p)]
         if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in alone):
             if float(amp.found_inf):  # who counts steps on the host has to know there whether one is left out
-                for work in alone if skips else ():
-                    self._skips_of(work.p).add_(1)
+                left_out += [self._telemetry.skips_of(work.p, undo) for work in alone] if skips else []
                 works = [work for work in works if is_dtensor(work.p)]
-            found_inf = None
-        else:
-            found_inf = amp.found_inf
+            amp = amp._replace(found_inf=None)
         steady = self._steady.get(number)
         if steady is None and works:
-            works = self._completed(optimizer, group, works, skips)
+            if skips:  # whether a sharded one is finite is no matter of this process alone
+                bad = [w for w in works if not (is_dtensor(w.p) or counts_on_device(group, w.p) or _is_finite(w))]
+                left_out += [self._telemetry.skips_of(work.p, undo) for work in bad]
+                works = [work for work in works if work not in bad]
+            self._complete(optimizer, group, works, skips, undo)
             if first is not None and can_be_steady(group, works):
                 steady = self._steady[number] = Steady(group, works)
-        for work in works:
-            if work.t:
-                count(work)
         alone = [work for work in works if not is_dtensor(work.p)]
-        if alone:
-            self._paths.step(group, alone, amp._replace(found_inf=found_inf), steady)
-        return works
+        ways = self._paths.ways(group, alone, amp, steady) if alone else []
+        return _Ready(works, ways, left_out, self._lr_at(optimizer, number, group, works))
 
     def _arrive(self, works: list[Work]) -> "Arrived | None":
         """The gradients of the sharded works of all groups; None where there is none of these."""
@@ -151,51 +184,49 @@ class Engine:
             self._sharded = Sharded()
         return self._sharded.arrive(works)
 
-    def _step_sharded(self, optimizer: "Adafactor", works: list[Work], arrived: "Arrived", amp: Amp) -> None:
-        """The sharded works of all groups together."""
-        assert self._sharded is not None
-        self._sharded.step(works, arrived, amp)
+    def _drop_states(self, optimizer: "Adafactor", works: list[Work]) -> None:
+        """Those of sharded parameters that have not taken a first step."""
         for work in works:
             if work.state["step"].is_cpu and not finished(work.state):  # there was no gradient anywhere, or a bad one
                 del optimizer.state[work.p]
                 self._has_state.pop(work.p)
 
-    def _completed(self, optimizer: "Adafactor", group: Group, works: list[Work], skips: bool) -> list[Work]:
-        """The works to be done, with complete states, counted where a device counts."""
-        if skips:  # whether a sharded one is finite is no matter of this process alone
-            undecided = [is_dtensor(work.p) or counts_on_device(group, work.p) for work in works]
-            works = [work for work, later in zip(works, undecided, strict=True) if later or self._is_finite(work)]
-        on_device = []
+    def _complete(self, optimizer: "Adafactor", group: Group, works: list[Work], skips: bool, undo: Undo) -> None:
+        """Give works complete states, and places for what is to be told."""
         for work in works:
             there = counts_on_device(group, work.p)
             known = self._has_state.get(work.p) == (work.setting, there)
             complete = len(work.state) == 1 + len(work.setting.layout) and work.state["step"].dtype == COUNT
             if not known or not complete:
+                undo.entry(self._has_state, work.p, work.p)
+                undo.entry(optimizer.state, work.p, work.p)
                 work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
                 work.by_address &= is_dtensor(work.p) or all(map(has_address, work.state.values()))
             if skips and (there or is_dtensor(work.p)):
-                work.skipped = self._skips_of(work.p)
+                work.skipped = self._telemetry.skips_of(work.p, undo)
             if group["telemetry"]:
-                work.telemetry = self._told_of(work)
-            if there:
-                on_device.append(work.state["step"])
-        if on_device:
-            torch._foreach_add_(on_device, 1)
-        return works
+                work.telemetry = self._telemetry.of(work, undo)
 
-    def _write_lr(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> None:
-        if group["lr_schedule"] is None:
-            return
+    def _lr_at(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> dict[int, float]:
+        """What a group's schedule says at the last step of its parameters as the host counts them, now and after."""
+        steps = {work.t for work in works if work.t}
+        if group["lr_schedule"] is None or not steps:
+            return {}
         lr = lr_of(group)
-        steps = [work.t for work in works if work.t]
-        if not callable(lr) or not steps:
-            return
+        if not callable(lr):
+            return {}
         if number not in self._latest:
             there = [p for p in group["params"] if not counts_on_device(group, p)]
             self._latest[number] = max(finished(optimizer.state.get(p, {})) for p in there)
-        self._latest[number] = latest = max(self._latest[number], *steps)
-        group["lr"] = group["lr_of_schedule"] = float(lr(latest))
+        latest = self._latest[number]
+        return {t: float(lr(t)) for t in (steps | {latest} if latest > min(steps) else steps)}
+
+    def _write_lr(self, number: int, group: Group, ready: _Ready) -> None:
+        steps = [work.t for work in ready.works if work.t]
+        if ready.lr_at and steps:
+            self._latest[number] = latest = max(self._latest[number], *steps)
+            group["lr"] = group["lr_of_schedule"] = ready.lr_at[latest]
 
     def _make_state(self, optimizer: "Adafactor") -> None:
         """The state of every parameter with a gradient, as it is before the first step."""
@@ -216,38 +247,14 @@ class Engine:
 
     def telemetry(self, optimizer: "Adafactor") -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
-        shown: dict[str, dict[str, Tensor]] = {}
-        for number, group in enumerate(optimizer.param_groups):
-            for place, (name, p) in enumerate(named(group)):
-                if group["telemetry"] and (p in self._told or p in self._skipped):
-                    if p not in self._told:  # every step so far was left out
-                        setting = self._settings.of(p, name, form_of(group), group["rounding"])
-                        self._told[p] = setting, _nothing_told(setting, p)
-                    setting, told = self._told[p]
-                    shape = _batch_shape(setting, p)
-                    columns = {of: told[:, i].reshape(shape) for i, of in enumerate(_TOLD)}
-                    who = name or f"{number}.{place}"
-                    who = f"{number}.{who}" if who in shown else who  # two models, say, that have a "bias" each
-                    shown[who] = columns | {"skipped": self._skips_of(p)}
-        return shown
+        return self._telemetry.shown(optimizer.param_groups, self._settings)
 
-    def _told_of(self, work: Work) -> Tensor:
-        known = self._told.get(work.p)
-        if known is None or known[0] is not work.setting:
-            known = self._told[work.p] = work.setting, _nothing_told(work.setting, work.p)
-        return known[1]
 
-    def _skips_of(self, p: Tensor) -> Tensor:
-        if p not in self._skipped:
-            self._skipped[p] = torch.zeros((), dtype=torch.int64, device=p.device)
-        return self._skipped[p]
-
-    def _is_finite(self, work: Work) -> bool:
-        lowest, highest = torch.aminmax(work.grad) if work.grad.numel() else (torch.zeros(()), torch.zeros(()))
-        finite = math.isfinite(lowest) and math.isfinite(highest)  # a NaN is both
-        if not finite:
-            self._skips_of(work.p).add_(1)
-        return finite
+def _is_finite(work: Work) -> bool:
+    if not work.grad.numel():
+        return True
+    lowest, highest = torch.aminmax(work.grad)
+    return math.isfinite(lowest) and math.isfinite(highest)  # a NaN is both
 
 
 def _is_asked_for_state() -> bool:
@@ -273,14 +280,3 @@ def _check_kernels(group: Group, works: list[Work]) -> None:
                 remedy = "Build the optimizer with it, or set group['capturable'] = True before the first step."
                 raise RuntimeError(f"A CUDA graph can hold a step with capturable=True only. {remedy}")
             return
-
-
-def _nothing_told(setting: Setting, p: Tensor) -> Tensor:
-    count = math.prod(_batch_shape(setting, p))
-    return torch.full((count, len(_TOLD)), math.nan, device=p.device)
-
-
-def _batch_shape(setting: Setting, p: Tensor) -> list[int]:
-    """The sizes of the batch axes; of those of a sharded one, what this process holds."""
-    shape = local_of(p).shape
-    return [shape[axis] for axis in setting.plan.batch]

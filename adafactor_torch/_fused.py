@@ -6,29 +6,26 @@ addresses that have changed.
 """
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from adafactor_spec import Numbers
 
 from . import _triton_tiles as tiles
+from ._fused_known import MOVED, remembered
 from ._fused_stages import stages
 from ._fused_tables import Entry, entry
 from ._phases import NO_AMP, Amp, Work, mark_written, update
 
 # Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
-SETS = 4  # of parameters that begin with the same one, and whose tables are remembered
 NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
-CAPTURED = "Run one step outside first, and keep the gradients where they are: zero_grad(set_to_none=False)."
-MOVED = f"A captured step needs the tensors of the step before it. {CAPTURED}"
 
 
 def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
@@ -45,16 +42,32 @@ def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
     Raises:
         RuntimeError: a CUDA graph is being captured, and a tensor is not where it was at the step before.
     """
+    for _ in steps(ready(works, amp), works, amp):
+        pass
+
+
+def ready(works: Sequence[Work], amp: Amp) -> "list[Group]":
+    """What a step needs: the tables of all parameters, and their kernels compiled."""
+    full = [work for work in works if work.p.numel()]
+    capturing = bool(full) and is_captured(full)
+    groups = _groups(full, amp, capturing) if full else []
+    for group in groups:
+        group.ready(full, amp, capturing)
+    return groups
+
+
+def steps(groups: "list[Group]", works: Sequence[Work], amp: Amp) -> Iterator[Sequence[Work]]:
+    """The step, of what `ready` gave. What it yields is stepped."""
     for work in works:
         if not work.p.numel():
             update(work, amp)
-    works = [work for work in works if work.p.numel()]
-    if works:
-        capturing = is_captured(works)
-        for group in _groups(works, amp, capturing):
-            for _ in group.step(works, amp, capturing):
-                pass  # whole parameters have one stage
-        mark_written(works)
+            yield [work]
+    full = [work for work in works if work.p.numel()]
+    for group in groups:
+        for _ in group.step(full, amp):
+            pass  # whole parameters have one stage
+    mark_written(full)
+    yield full
 
 
 def is_captured(works: Sequence[Work]) -> bool:
@@ -82,6 +95,7 @@ class Group:
     moved: list[list[int]] = field(default_factory=list)  # what `moving` was given last
     noted: list[list[float]] = field(default_factory=list)  # what `numbers` was
     offsets: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # of numbers in one tensor
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         wide, room = wide_of(self.options), self.room
@@ -112,28 +126,43 @@ class Group:
         within = torch.arange(len(which), device="cpu") - (counts.cumsum(0) - counts)[which]
         return _upload(torch.stack([which, within], dim=1), torch.int32, self.device)
 
-    def step(self, works: Sequence[Work], amp: Amp, capturing: bool) -> Iterator[None]:
+    def ready(self, works: Sequence[Work], amp: Amp, capturing: bool) -> None:
+        """What a step needs, and what of it can fail: tables that are up to date, and compiled kernels."""
+        self._tell([works[i] for i in self.members], capturing)
+        if self.device.type == "cuda" and not (self.compiled or capturing):
+            with torch.cuda.device(self.device):
+                for kernel, programs in itertools.chain(*self._stages()):
+                    kernel.warmup(programs, *self._tables(amp), self.constant, grid=(len(programs),), **LAUNCH)
+            self.compiled = True
+
+    def step(self, works: Sequence[Work], amp: Amp) -> Iterator[None]:
         """One step of its parameters, which pauses between its stages."""
         own = [works[i] for i in self.members]
-        self._tell(own, capturing)
         for work, one in zip(own, self.entries, strict=True):
             for scratch in one.scratch:
                 scratch.fill(_tensor(work, scratch.name))
-        pointers = (self.work if x is None else x.to(self.device) for x in amp)
-        tables = (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
+        tables = self._tables(amp)
         if self.options.skips:
             self.flags.zero_()
-        for number, stage in enumerate(stages(self.options)):
+        for number, stage in enumerate(self._stages()):
             if number:
                 yield
             with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-                for kernel, kind in stage:
-                    if len(self.programs[kind]):
-                        launch(kernel, self.programs[kind], tables, self.constant)
+                for kernel, programs in stage:
+                    launch(kernel, programs, tables, self.constant)
         for work, one in zip(own, self.entries, strict=True):
             for scratch in one.scratch:
                 if scratch.name != "grad":
                     scratch.empty(_tensor(work, scratch.name))
+
+    def _tables(self, amp: Amp) -> tuple[Tensor, ...]:
+        pointers = (self.work if x is None else x.to(self.device) for x in amp)
+        return (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
+
+    def _stages(self) -> list[list[tuple[Any, Tensor]]]:
+        """The kernels of each stage, each with its programs; those without any are left out."""
+        with_programs = [[(kernel, self.programs[kind]) for kernel, kind in stage] for stage in stages(self.options)]
+        return [[(kernel, programs) for kernel, programs in stage if len(programs)] for stage in with_programs]
 
     def _tell(self, works: list[Work], capturing: bool) -> None:
         """Bring the device's tables up to date."""
@@ -205,38 +234,11 @@ def launch(kernel: Any, programs: Tensor, tables: tuple[Tensor, ...], options: t
     kernel[(len(programs),)](programs, *tables, options, **LAUNCH)
 
 
-_captured = WeakIdKeyDictionary()  # the same of those that a CUDA graph holds
-_known = WeakIdKeyDictionary()  # first parameter: {signature: groups}; the tables go when the parameter goes
-
-
 def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
     """The groups of a set of parameters, made when it is first seen."""
     signature = tuple(x is None for x in amp), tuple(signature_of(work) for work in works)
     groups: list[Group] = remembered(works[0].p, works, signature, capturing, lambda: _grouped(works, amp))
     return groups
-
-
-def remembered(first: Tensor, works: Sequence[Work], signature: Any, capturing: bool, make: Callable[[], Any]) -> Any:
-    """The tables of a set of parameters, made when it is first seen and again when its signature is another.
-
-    They are known by the `first` of the parameters, and go when that goes.
-    """
-    known: OrderedDict[Any, tuple[Any, list[Any]]] = _known.setdefault(first, OrderedDict())
-    if capturing:
-        # A graph holds the tables themselves: they are its own from now on, and no other step writes them.
-        own = _captured.setdefault(first, {})
-        if signature not in own:
-            if signature not in known:
-                raise RuntimeError(MOVED)
-            own[signature] = known.pop(signature)
-        return own[signature][0]
-    if signature not in known:
-        settings = [work.setting for work in works]  # alive, for they are known by identity
-        known[signature] = make(), settings
-        while len(known) > SETS:
-            known.popitem(last=False)
-    known.move_to_end(signature)
-    return known[signature][0]
 
 
 def _grouped(works: list[Work], amp: Amp) -> list[Group]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import _triton_tiles as tiles
-from ._fused import Group, Room, alike, is_captured, remembered, signature_of, wide_of
+from ._fused import Group, Room, alike, is_captured, signature_of, wide_of
+from ._fused_known import remembered
 from ._fused_tables import Entry, Part, entry
 from ._phases import Amp, mark_written
 from ._sharded import Lay
@@ -32,7 +33,9 @@ def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[li
     checks = [flags.checks(one.place) for one in held]
     signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.work)) for one in held)
     known: _Known = remembered(held[0].of, works, signature, capturing, lambda: _made(held, checks, amp))
-    running = [group.step(works, amp, capturing) for group in known.groups]
+    for group in known.groups:
+        group.ready(works, amp, capturing)
+    running = [group.step(works, amp) for group in known.groups]
     for pause in range(PAUSES):
         for phases in running:
             next(phases)

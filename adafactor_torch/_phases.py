@@ -20,7 +20,7 @@ from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
 
-NO_GRADIENT = torch.empty(0)
+NO_GRADIENT = torch.empty(0, dtype=torch.float32, device="cpu")
 COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
 State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -162,13 +162,23 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def update(work: Work, amp: Amp = NO_AMP) -> None:
     """One step of one parameter, in place; the caller has counted it in `state["step"]`."""
+    kept, good = computed(work, amp), fine([work], amp)
+    old: dict[str, Any] = {**work.state, "p": work.p, "telemetry": work.telemetry}
+    for name, value in kept.items():
+        x = old[name]
+        x.copy_(value if good is None else torch.where(good[0], value, x.to(value.dtype)))
+    if good is not None:
+        take_back([work], good)
+
+
+def computed(work: Work, amp: Amp) -> dict[str, Tensor]:
+    """What a step of one parameter writes, the parameter first."""
     p, state, setting = work.p, work.state, work.setting
     wide, g = weight(p, state, setting), work.grad.to(setting.compute)
     if amp.grad_scale is not None:
         g = g / amp.grad_scale.to(g)
     if work.maximize:
         g = -g
-    old = dict(state) | {"p": p}
     if setting.l2:
         g = g + work.now.weight_decay * wide
     means, p_rms = statistics(wide, g, setting)
@@ -176,14 +186,10 @@ def update(work: Work, amp: Amp = NO_AMP) -> None:
     threshold = setting.recipe.clipping_threshold
     clipped = u if threshold is None else kernels.clip(u, kernels.rms(u, setting.plan.rms_axes), threshold)
     new, moved = apply(wide, clipped, p_rms, state, setting, work.now)
-    kept |= moved | rounded(new, setting, work.key)
+    kept = rounded(new, setting, work.key) | kept | moved
     if work.telemetry is not None:
-        old["telemetry"], kept["telemetry"] = work.telemetry, told(u, p_rms, setting, work.now)
-    good = fine([work], amp)
-    for name, value in kept.items():
-        old[name].copy_(value if good is None else torch.where(good[0], value, old[name].to(value.dtype)))
-    if good is not None:
-        take_back([work], good)
+        kept["telemetry"] = told(u, p_rms, setting, work.now)
+    return kept
 
 
 def fine(works: Sequence[Work], amp: Amp) -> Tensor | None:

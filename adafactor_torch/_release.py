@@ -94,7 +94,11 @@ class Release:
         together = self._together.get(p, (p,))
         if any(other.requires_grad and other not in self._seen for other in together):
             return
-        self._optimizer._step_some([other for other in together if other.grad is not None])
+        try:
+            self._optimizer._step_some([other for other in together if other.grad is not None])
+        except BaseException:
+            self._seen.difference_update(together)  # none of them has been stepped: another pass may bring them again
+            raise
         for other in together:
             other.grad = None
         self._stepped.update(together)

@@ -176,11 +176,11 @@ class Lay:
         for axis in range(index.ndim):
             places.append(self._places(axis))
             first, count = int(places[-1][0]) if len(places[-1]) else 0, len(places[-1])
-            if torch.equal(places[-1], torch.arange(first, first + count)):
+            if torch.equal(places[-1], torch.arange(first, first + count, device="cpu")):
                 index = index.narrow(axis, first, count)
         if index.shape == self.plan.shape:
             return index
-        found, stride = torch.zeros(self.plan.shape, dtype=torch.int64), 1
+        found, stride = torch.zeros(self.plan.shape, dtype=torch.int64, device="cpu"), 1
         for axis in reversed(range(index.ndim)):
             along = places[axis] * stride
             found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
@@ -193,7 +193,7 @@ class Lay:
 
         size, split = self.whole.shape[axis], _split_axes(self.placements)
         if axis not in self.dims.values():
-            return torch.arange(size)
+            return torch.arange(size, device="cpu")
         shape = [size if axis == other else 1 for other in range(len(self.whole.shape))]
         own = [placement if at == axis else Replicate() for at, placement in zip(split, self.placements, strict=True)]
         places = torch.arange(size, device=self.mesh.device_type).view(shape)

@@ -39,7 +39,7 @@ class Flags:
             kinds.setdefault((work.p.device, id(lay.mesh), *lay.dims), []).append(i)
         found: dict[int, tuple[Tensor, int]] = {}
         for own in kinds.values():
-            lay, flags = lays[own[0]], torch.zeros((len(own), 2), device=works[own[0]].p.device)
+            lay, flags = lays[own[0]], torch.zeros((len(own), 2), dtype=torch.float32, device=works[own[0]].p.device)
             # Nobody says of found_inf whether processes with the same part of a parameter have it alike.
             dims = lay.dims if amp.found_inf is None else lay.several
             self._kinds.append((own, flags, wires.of(lay.mesh, dims)))

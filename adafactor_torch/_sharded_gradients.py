@@ -84,7 +84,7 @@ class _Moving:
         for dim in self._partial:
             if arrives[dim].reduce_op == "avg":
                 self._term /= lay.mesh.size(dim)
-        self._holders = torch.full((1,), 0.0 if grad is None else 1.0, device=self._term.device)
+        self._holders = torch.full((1,), float(grad is not None), dtype=torch.float32, device=self._term.device)
 
     def asked(self, wires: Wires) -> list[Asked]:
         """What is to be summed up: the terms, and which processes have one, among those that exchange parts of it."""
@@ -117,7 +117,8 @@ class _Moving:
 
 def _kinds(work: Work, lay: Lay) -> Tensor:
     """For each dimension of the mesh 1 at the kind of the placement with which a gradient arrives here."""
-    kinds = torch.zeros((lay.mesh.ndim, _SHARDED + len(lay.whole.shape)), device=work.p.device)
+    size = lay.mesh.ndim, _SHARDED + len(lay.whole.shape)
+    kinds = torch.zeros(size, dtype=torch.float32, device=work.p.device)
     if not work.missing:
         grad: Any = work.grad
         for dim, placement in enumerate(grad.placements):

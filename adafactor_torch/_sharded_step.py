@@ -39,6 +39,15 @@ class Arrived(NamedTuple):
     grads: list[Tensor | None]
 
 
+class Ready(NamedTuple):
+    """All that a step of sharded parameters needs."""
+
+    works: list[Work]
+    parts: "_Parts"
+    flags: Flags
+    paths: list[Iterator[list[Asked]]]
+
+
 class Sharded:
     """What an optimizer remembers of its sharded parameters between steps."""
 
@@ -67,11 +76,11 @@ class Sharded:
         self._wires.begin((mesh, range(mesh.ndim)) for mesh in meshes)
         return Arrived(lays, self._gradients.of(works, lays, self._wires))
 
-    def step(self, works: list[Work], arrived: Arrived, amp: Amp) -> None:
-        """One step, in place, of works that are counted already. Where one is not to be, that is taken back.
+    def ready(self, works: list[Work], arrived: Arrived, amp: Amp) -> Ready:
+        """Which path steps which parameter, on all processes alike, and what it is told of it.
 
         Args:
-            works: those that have arrived.
+            works: those that have arrived, with complete states.
             arrived: what `arrive` gave.
             amp: what a GradScaler says.
         """
@@ -83,6 +92,11 @@ class Sharded:
         for one, work, grad in zip(known.parts, works, arrived.grads, strict=True):
             take(one, work, grad)
         paths = [steps(some, flags, self._wires, amp) for steps, some in self._paths(known)]
+        return Ready(works, known, flags, paths)
+
+    def step(self, ready: Ready) -> None:
+        """One step, in place, of works that are counted already. Where one is not to be, that is taken back."""
+        works, known, flags, paths = ready
         for pause in range(PAUSES):
             asked = [one for path in paths for one in next(path)]
             self._wires.add([*asked, *flags.ask()] if pause == 0 else asked)
@@ -95,6 +109,10 @@ class Sharded:
         flags.settle()
         known.forget_gradients()
         self._before = known
+
+    def warn(self) -> None:
+        """Say what the step has noticed."""
+        self._compiled.compiled.warn()
 
     def _paths(self, known: "_Parts") -> list[tuple[_Path, list[Held]]]:
         """The paths that step all parts between them, in one order everywhere, each with its own."""

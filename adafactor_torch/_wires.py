@@ -61,7 +61,7 @@ class Wires:
         dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
         key = what, *self.of(mesh, dims)
         if key not in self._agreed:
-            said = torch.tensor(float(has()), device=mesh.device_type)
+            said = torch.tensor(float(has()), dtype=torch.float32, device=mesh.device_type)
             for dim in dims:
                 dist.all_reduce(said, dist.ReduceOp.MIN, self._of(mesh, dim)[2])
             self._agreed[key] = bool(said)

@@ -165,8 +165,11 @@ def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings)
 
 def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...], device: torch.device) -> None:
     """Give works whose steps are counted on a device their numbers and keys, as tensors."""
-    done = [work.state["step"] if "step" in work.state else torch.zeros((), device=device) for work in works]
-    steps = list(torch._foreach_add([step.to(device, COUNT) for step in done], 1))
+    done = [
+        work.state["step"].to(device, COUNT) if "step" in work.state else torch.zeros((), dtype=COUNT, device=device)
+        for work in works
+    ]
+    steps = list(torch._foreach_add(done, 1))
     lr: Any = OnDevice(wide(group["lr"].to(device))) if isinstance(group["lr"], Tensor) else lr_of(group)
     by_recipe: dict[int, list[int]] = {}
     for place, work in enumerate(works):
@@ -198,10 +201,30 @@ def finished(state: State) -> int:
     return 0 if counter is None else int(counter)
 
 
-def count(work: Work) -> None:
-    """One step more, where they are counted on the CPU."""
+def count(works: list[Work]) -> None:
+    """One step more of each, on the CPU or, with one operation on each, on the devices that count them."""
+    on_device: dict[torch.device, list[Tensor]] = {}
+    for work in works:
+        if work.t:
+            _write_count(work, work.t)
+        else:
+            on_device.setdefault(work.p.device, []).append(work.state["step"])
+    for steps in on_device.values():
+        torch._foreach_add_(steps, 1)
+
+
+def take_back_count(works: list[Work]) -> None:
+    """The same steps are taken back."""
+    for work in works:
+        if work.t:
+            _write_count(work, work.t - 1)
+        else:
+            work.state["step"] -= 1
+
+
+def _write_count(work: Work, t: int) -> None:
     counter = counter_of(work.state) if work.counter is None else work.counter
-    counter.fill(work.t)
+    counter.fill(t)
 
 
 def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
@@ -214,6 +237,8 @@ def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
     layout = setting.layout
     for entry in [entry for entry in state if entry != "step" and entry not in layout]:
         del state[entry]  # of a field that has been changed since
+    for entry in [entry for entry, x in state.items() if x.is_inference()]:
+        state[entry] = state[entry].clone()  # made in inference mode, outside of which nobody may write it
     for entry, (shape, dtype) in layout.items():
         if entry not in state or state[entry].shape != shape:
             state[entry] = zeros_for(p, entry, setting.plan, shape, dtype)
