@@ -149,7 +149,7 @@ class Recipe:
         return not all(is_number(value) and value == 0 for value in values_of(self.weight_decay))
 
     def effective(self) -> "Recipe":
-        """The same algorithm with every field that has no effect at its default.
+        """The same algorithm with every field that has no effect at its default; the recipe itself where all have one.
 
         Recipes whose effective forms are equal compute the same numbers.
         """
@@ -162,8 +162,10 @@ class Recipe:
             idle |= {"weight_decay", "weight_decay_by", "decay_before_scale"}
         if self.multiply_by_parameter_scale is False:
             idle |= {"eps2", "max_parameter_scale", "decay_before_scale"}
-        off = {"clipping_threshold": None} if self.clipping_threshold == math.inf else {}
-        return replace(self, **{field.name: field.default for field in fields(self) if field.name in idle}, **off)
+        changes = {name: _DEFAULTS[name] for name in idle if getattr(self, name) != _DEFAULTS[name]}
+        if self.clipping_threshold == math.inf:
+            changes["clipping_threshold"] = None
+        return replace(self, **changes) if changes else self
 
     @property
     def needs_names(self) -> bool:
@@ -241,6 +243,7 @@ class Recipe:
 
 
 FIELDS = tuple(field.name for field in fields(Recipe))
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 PER_NAME = ("multiply_by_parameter_scale", "weight_decay")  # the fields in which a parameter may have its own value
 
 

@@ -22,6 +22,8 @@ _FIELDS = {
     "bias1": "bias1",
     "weight_decay": "weight_decay",
 }
+# What a number is where the recipe has no such thing: an average that is x itself, divided by 1.
+_NEUTRAL = {"bias2": 1.0, "beta1": 0.0, "complement1": 1.0, "bias1": 1.0}
 
 
 class Table:
@@ -91,7 +93,7 @@ class Table:
 
 def _write_numbers(table: Any, works: list[Work], amp: Amp) -> None:
     def write(name: str, values: list[float | None]) -> None:
-        table[name] = [0.0 if value is None else value for value in values]
+        table[name] = [_NEUTRAL[name] if value is None else value for value in values]
 
     nows = [work.now for work in works]
     nows = nows[:1] if all(now is nows[0] for now in nows) else nows  # a list of one is written to every row

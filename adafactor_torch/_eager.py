@@ -59,7 +59,8 @@ def _kind(work: Work) -> tuple[Any, ...]:
 def _step_stack(works: list[Work], amp: Amp) -> None:
     of_one = works[0].setting.plan
     stack, plan = stacked(works, of_one)
-    _advance(Part(stack, plan, amp, stack.p.numel(), of_one=of_one), works)
+    size = max(stack.p.numel(), canonical(plan).sizes[0])  # one block, also of tensors without elements
+    _advance(Part(stack, plan, amp, size, of_one=of_one), works)
     unstack(stack, works)
 
 

@@ -28,12 +28,20 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What is decided once for a parameter: everything that is neither a tensor nor a number of the step."""
+    """What is decided once for a parameter: everything that is neither a tensor nor a number of the step.
+
+    The recipe is the effective one of what is given: a field that has no effect is at its default, so that no way to
+    compute a step can take it for one that has.
+    """
 
     recipe: Recipe
     plan: Plan
     dtype: str  # of the parameter
     rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", self.recipe.effective())
+
     by_address: bool = True  # kernels may read and write it there; else only torch's operators know what it is
 
     def is_of(self, p: Tensor) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from . import _eager as eager
 from ._blocks import Part, stepped
+from ._canonical import canonical
 from ._phases import Amp
 from ._pieces import Sum
 from ._plain_blocks import is_plain, stepped_plain
@@ -40,7 +41,7 @@ class _Stack:
         stack, plan, size = self._works[0], self.lay.plan, eager.BLOCK
         if len(held) > 1:
             stack, plan = eager.stacked(self._works, self.lay.plan)
-            size = max(stack.p.numel(), 1)
+            size = max(stack.p.numel(), canonical(plan).sizes[0])  # one block, also where no element is held here
         self._stack = stack
         self.part = Part(stack, plan, amp, size, of_one=self.lay.plan, piece=self.lay.piece)
 

@@ -87,7 +87,7 @@ class Settings:
         # One object for all names with the same values, by which parameters of one kind are known.
         values = (getattr(own, field) for field in PER_NAME)
         key = id(form), *(id(value) if callable(value) else value for value in values)
-        own = self._forms.setdefault(key, (form, own))[1]
+        own = self._forms.setdefault(key, (form, own.effective()))[1]
         values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding, by_address
         # One object for all parameters of a kind, too.
         setting = self._settings.setdefault((id(own), *values_of[1:]), Setting(*values_of))
