@@ -40,8 +40,8 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
 def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
     """Mean of x^2 over `axes`, kept at size 1.
 
-    x is divided before it is squared. XLA on a CPU squares and adds in one operation, and takes a fifth longer for
-    three: there the squares of what is in memory are first added in groups along the axis that lies closest, small
+    Squares are divided before they are added. XLA on a CPU squares and adds in one operation, and takes a fifth longer
+    for three: there the squares of what is in memory are first added in groups along the axis that lies closest, small
     enough for the squares of 1e18, and the groups' sums are divided before they are added. Of x / d, where d has one
     number for all of that axis, it is the norms of x along it that are divided, and x is lifted as far as it can be, so
     that squares of its smaller rows do not vanish.
@@ -52,17 +52,20 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     axis, root = max(axes), 2 ** -((count - 1).bit_length() // -2)
     size = x.shape[axis]
+    if x.floored is not None:
+        divided = x.floored.read(1 / root)
+        return _total(divided * divided, axes) * (root**2 / count) * mean(x.floored.lost, axes)
     if x.quotient is not None and x.quotient.d.shape[axis] == 1:
         dividend, divisor, lift = x.quotient.x.read(x.quotient.lift), x.quotient.d.value, x.quotient.lift
         norms = _root(_total(dividend * dividend, (axis,))) / lift / divisor / root
         return _total(norms * norms, tuple(other for other in axes if other != axis)) * (root**2 / count)
-    group, divided = _group(size), x.read(1 / root)
+    group, whole = _group(size), x.value
 
-    def at_once(divided: Array, _: Array) -> Array:
-        return _total(divided * divided, axes) * (root**2 / count)
+    def at_once(values: Array, _: Array) -> Array:
+        return mean(values * values, axes)
 
     if x.source is None or group is None or _is_split(x.source[0], axis):
-        return at_once(divided, divided)
+        return at_once(whole, whole)
     groups = size // max(group, 1)
     # A group that is the whole axis needs no reshape, for which XLA copies 16-bit arrays of three axes and more.
     grouped = x if groups == 1 else x.reshape((*x.shape[:axis], groups, group, *x.shape[axis + 1 :]))
@@ -78,7 +81,15 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
             )
         return _total(jax.lax.optimization_barrier(sums) / power, axes) * (power / count)
 
-    return jax.lax.platform_dependent(divided, grouped.value, cpu=in_groups, default=at_once)
+    return jax.lax.platform_dependent(whole, grouped.value, cpu=in_groups, default=at_once)
+
+
+def larger(x: Array, y: Number) -> Array:
+    """max(x, y), NaN where one of them is, as NumPy's.
+
+    XLA's own maximum is not: on a CPU, where it is computed together with a sum, it loses the NaN.
+    """
+    return jnp.where((x < y) | (y != y), y, x)
 
 
 def rms(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
@@ -113,21 +124,21 @@ def root_factors(
         return (jnp.sqrt(moments[0]),)
     v_row, v_col = moments
     norm = mean(v_row, plan.rows) if norm is None else norm
-    norm = norm if floor is None else jnp.maximum(norm, floor)
+    norm = norm if floor is None else larger(norm, floor)
     return jnp.sqrt(v_row) / jnp.sqrt(norm), jnp.sqrt(v_col)
 
 
 def second_moment(roots: tuple[Array, ...], floor: Number | None) -> Array:
     """V, at least floor^2, from the factors of its root."""
     root: Array = math.prod(roots[1:], start=roots[0])
-    root = root if floor is None else jnp.maximum(root, floor)
+    root = root if floor is None else larger(root, floor)
     return root * root
 
 
 def precondition(x: Array, roots: tuple[Array, ...], floor: Number | None) -> Array:
     """x / sqrt(V), where sqrt(V) is at least `floor`; without a floor the factors divide one by one, columns first."""
     if floor is not None:
-        return x / jnp.maximum(math.prod(roots[1:], start=roots[0]), floor)
+        return x / larger(math.prod(roots[1:], start=roots[0]), floor)
     for root in reversed(roots):
         x = x / root
     return x
@@ -140,7 +151,12 @@ def precondition_amsgrad(x: Array, v_max: Array, bias: Number, eps1: Number) -> 
 
 def clip(u: Array, u_rms: Array, threshold: Number) -> Array:
     """u / max(1, RMS(u) / d)."""
-    return u / jnp.maximum(u_rms / threshold, 1.0)
+    return u / clip_factor(u_rms, threshold)
+
+
+def clip_factor(u_rms: Array, threshold: Number) -> Array:
+    """max(1, RMS(u) / d)."""
+    return larger(u_rms / threshold, 1.0)
 
 
 def average(m: Array, x: Array, beta: Array, complement: Array, rounding: str, dtype: str) -> tuple[Array, Array]:
@@ -158,8 +174,8 @@ def average(m: Array, x: Array, beta: Array, complement: Array, rounding: str, d
 
 def parameter_scale(p_rms: Array, eps2: Number, largest: Number | None) -> Array:
     """clip(RMS(p), eps2, largest)."""
-    scale = jnp.maximum(p_rms, eps2)
-    return scale if largest is None else jnp.minimum(scale, largest)
+    scale = larger(p_rms, eps2)
+    return scale if largest is None else jnp.where(scale > largest, largest, scale)
 
 
 def random_bits(seed: Number, step: Number, index: Number, shape: tuple[int, ...]) -> Array:

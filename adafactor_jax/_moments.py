@@ -15,7 +15,7 @@ from adafactor_spec.schedules import ScalarOrSchedule, check_schedule
 
 from . import _kernels as kernels
 from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_of
-from ._recomputed import Factor, Quotient, Recomputed
+from ._recomputed import Factor, Floored, Quotient, Recomputed
 from ._shardings import zeros_like
 from ._step import Part, Piece, Step, Updates, as_piece
 
@@ -136,13 +136,15 @@ def scale_by_factored_rms(
             x = x if plan.view is None else x.reshape(plan.view)
             if amsgrad:
                 v = kernels.second_moment(tuple(root.value for root in roots), floor)
-                largest = kernels.round_to(jnp.maximum(v_max.astype(leaf.compute), v), stored(leaf))
+                largest = kernels.round_to(kernels.larger(v_max.astype(leaf.compute), v), stored(leaf))
                 v_max, debiased, by = largest.astype(stored(leaf)), Recomputed.of(largest), Recomputed.of(bias)
                 u = Recomputed(
-                    lambda factor: kernels.precondition_amsgrad(x.read(factor), debiased.value, by.value, eps), x.shape
+                    lambda factor: kernels.precondition_amsgrad(x.value, debiased.value, by.value, eps) * factor,
+                    x.shape,
                 )
             else:
-                u = _direction(x, roots, floor, _lift(complement, plan) if averaged is None else None)
+                bounded = averaged is None  # by what V has of it; an average of gradients is not
+                u = _direction(x, roots, floor, _lift(complement, plan) if bounded else None, plan)
             kept = [moment.astype(stored(leaf)) for moment in moments]
             u = u if plan.view is None else u.reshape(leaf.shape)
             return u, *((*kept, None) if plan.factored else (None, None, *kept)), v_max
@@ -213,26 +215,46 @@ def _roots(moments: tuple[jax.Array, ...], floor: float | None, plan: Plan, norm
     return [Recomputed(lambda factor: kernels.root_factors((whole.value,), floor, plan)[0] * factor, whole.shape)]
 
 
-def _direction(x: Recomputed, roots: list[Recomputed], floor: float | None, lift: jax.Array | None) -> Recomputed:
-    """x / sqrt(V). A factor goes with the first root, which costs nothing where that is one number for a row. `lift` is
-    that of `Quotient`, None where nothing bounds x / sqrt(C)."""
+def _direction(
+    x: Recomputed, roots: list[Recomputed], floor: float | None, lift: jax.Array | None, plan: Plan
+) -> Recomputed:
+    """x / sqrt(V). A factor goes with the rows' root, where it costs nothing. `lift` is that of `Quotient`, None where
+    nothing bounds x / sqrt(C)."""
 
     def over(roots: list[Recomputed]) -> Callable[[Factor], jax.Array]:
         def read(factor: Factor) -> jax.Array:
             first, *others = values = tuple(root.value for root in roots)
-            if floor is None:
+            if floor is None and others:
                 return kernels.precondition(x.value, tuple(others), None) * (factor / first)
-            if isinstance(factor, float):
-                return kernels.precondition(x.value, (first / factor, *others), floor / factor)
-            # A factor that may be negative would make the larger of two numbers the smaller one.
             return kernels.precondition(x.value, values, floor) * factor
 
         return read
 
+    def summed(factor: float) -> jax.Array:
+        first, *others = (root.value for root in roots)
+        return x.value / jnp.maximum(math.prod(others, start=first / factor), (floor or 0.0) / factor)
+
     *rows, last = roots
-    if not rows or floor is not None or lift is None:
-        return Recomputed(over(roots), x.shape)
-    return Recomputed(over(roots), x.shape, quotient=Quotient(Recomputed(over([last]), x.shape), rows[0], lift))
+    quotient = floored = None
+    if lift is not None and floor is not None:
+        floored = Floored(summed, _lost(roots, plan))
+    elif lift is not None and rows:
+        quotient = Quotient(Recomputed(over([last]), x.shape), rows[0], lift)
+    return Recomputed(over(roots), x.shape, quotient=quotient, floored=floored)
+
+
+def _lost(roots: list[Recomputed], plan: Plan) -> jax.Array:
+    """NaN for each matrix, or all of what is not factored, where the product of the roots has one; else 1."""
+    if not plan.factored:
+        whole = kernels.mean(roots[0].value, tuple(range(len(plan.matrix_shape))))
+        return jnp.where(jnp.isnan(whole), jnp.nan, jnp.ones_like(whole))
+    row, col = (root.value for root in roots)
+
+    def some(which: jax.Array) -> jax.Array:
+        return jnp.any(which, axis=(*plan.rows, *plan.cols), keepdims=True)
+
+    lost = some(jnp.isnan(row)) | some(jnp.isnan(col)) | (some(row == 0) & some(jnp.isinf(col)))
+    return jnp.where(lost, jnp.nan, jnp.ones_like(lost, row.dtype))
 
 
 def _lift(complement: jax.Array, plan: Plan) -> jax.Array:

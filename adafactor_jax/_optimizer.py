@@ -58,7 +58,7 @@ def optimizer(
         batch = leaf.plan(rule).batch
         kept = tuple(n if axis in batch else 1 for axis, n in enumerate(leaf.shape))
         zeros = jnp.asarray(zeros_like(p, kept, "float32"))
-        return jnp.full_like(jnp.reshape(zeros, tuple(leaf.shape[axis] for axis in batch)), jnp.nan)
+        return jnp.reshape(zeros, tuple(leaf.shape[axis] for axis in batch))
 
     def init(params: Tree) -> AdafactorState:
         leaves, values, structure = leaves_of(params)

@@ -38,7 +38,7 @@ def clip_by_block_rms(threshold: float = 1.0, *, factoring: Rule = factoring.las
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         rms = step.rms(updates, factoring)
         step.telemetry["update_rms"] = rms
-        step.telemetry["clip_factor"] = [None if x is None else jnp.maximum(x / threshold, 1.0) for x in rms]
+        step.telemetry["clip_factor"] = [None if x is None else kernels.clip_factor(x, threshold) for x in rms]
 
         if off:
             return updates, state

@@ -25,6 +25,7 @@ class Recomputed:
         read: gives one reader the array times a factor, which meets the smallest of what makes it, where it can.
         source: the array itself and the dtype it is read in, where it is one that is in memory anyway.
         quotient: where the array is x / d, and d has size 1 along some of its axes.
+        floored: where it is x / max(d, a floor), and its squares are in range.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class Recomputed:
         shape: tuple[int, ...],
         source: tuple[Array, str] | None = None,
         quotient: "Quotient | None" = None,
+        floored: "Floored | None" = None,
     ) -> None:
-        self.read, self.shape, self.source, self.quotient = read, shape, source, quotient
+        self.read, self.shape, self.source, self.quotient, self.floored = read, shape, source, quotient, floored
 
     @classmethod
     def of(cls, array: Array, dtype: str | None = None) -> "Recomputed":
@@ -73,6 +75,16 @@ class Quotient(NamedTuple):
     x: Recomputed
     d: Recomputed
     lift: Array
+
+
+class Floored(NamedTuple):
+    """What a sum reads of x / max(d, a floor): there XLA's own maximum costs no memory, but may lose a NaN of d.
+
+    `read` is for numbers alone, and `lost` has NaN for each matrix in which there is one, else 1.
+    """
+
+    read: Callable[[float], Array]
+    lost: Array
 
 
 def recomputed(x: Array | Recomputed) -> Recomputed:

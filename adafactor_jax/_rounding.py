@@ -52,4 +52,5 @@ class Rounding:
         if kept is not None:  # another reader of u, as everything that is written
             x = before.value + u.value
             kept = (x - kernels.round_to(x, leaf.dtype)).astype(kept.dtype)
-        return (q - p.value).astype(dtype), kept
+        old = p.value
+        return jnp.where(q == old, 0.0, q - old).astype(dtype), kept  # an infinite weight that stays is no inf - inf

@@ -16,7 +16,7 @@ from ._recomputed import Recomputed
 
 
 class Telemetry(NamedTuple):
-    """What the last step did: trees like the parameters, float32, NaN before the first step.
+    """What the last step did: trees like the parameters, float32, 0 before the first step.
 
     A leaf has one value per index of its parameter's batch axes; without any it has no axes.
     """

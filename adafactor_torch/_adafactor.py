@@ -223,7 +223,7 @@ class Adafactor(torch.optim.Optimizer):
             For each parameter (its name, or "group.position" where it has none) float32 tensors on its device:
             `step_size` (alpha, which the clipped direction is multiplied by), `update_rms` (RMS(u) before clipping),
             `clip_factor` (max(1, RMS(u) / d)) and `parameter_rms` (RMS(p) before the step), without axes or with one
-            value per index of the batch axes, NaN before the first step; and `skipped`, under `nonfinite="skip"` the
+            value per index of the batch axes, 0 before the first step; and `skipped`, under `nonfinite="skip"` the
             number of steps left out, by a GradScaler's `found_inf` too, since the optimizer was built or loaded. The
             next step writes into the same tensors.
         """

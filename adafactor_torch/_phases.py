@@ -191,8 +191,8 @@ def computed(work: Work, amp: Amp) -> dict[str, Tensor]:
         g = g + work.now.weight_decay * wide
     means, p_rms = statistics(wide, g, setting)
     u, kept = norm(g, means, state, setting, work.now)
-    threshold = setting.recipe.clipping_threshold
-    clipped = u if threshold is None else kernels.clip(u, kernels.rms(u, setting.plan.rms_axes), threshold)
+    threshold = setting.recipe.clipping_threshold or math.inf
+    clipped = kernels.clip(u, kernels.rms(u, setting.plan.rms_axes), threshold) if setting.clips else u
     new, moved = apply(wide, clipped, p_rms, state, setting, work.now)
     kept = rounded(new, setting, work.key) | kept | moved
     if work.telemetry is not None:

@@ -104,19 +104,19 @@ def _like(block: Tensor, room: Tensor) -> Tensor:
 def _means_of(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The means of g^2 that `Factors` takes."""
     setting, cut, (rows, cols) = part.setting, part.cut, no_means(part)
-    # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums.
+    # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums. It is the square
+    # that is divided: what is infinite of it is infinite on every path.
     scale = 2.0 ** -(max(part.sizes[2:]) - 1).bit_length()
-    nothing = part.p.new_zeros((1, 1, 1, part.sizes[3]))  # without axes it would keep torch from using vectors
     # Blocks of one matrix are added to its first one, and that over its rows, which is slow, once.
     first = torch.empty_like(rooms[0]) if len(gs) > 1 else rooms[0]
     blocks = zip(gs, rooms, cut(rows), cut(cols), strict=True)
     for _, of_matrix in groupby(blocks, lambda block: block[3].data_ptr()):
         (g, _, row, col), *others = of_matrix
         total = _like(g, first)
-        torch.addcmul(nothing, g, g, value=scale, out=total)
+        torch.mul(g, g, out=total).mul_(scale)
         torch.sum(total, 3, keepdim=True, out=row)
         for g, x, row, _ in others:
-            torch.addcmul(nothing, g, g, value=scale, out=x)
+            torch.mul(g, g, out=x).mul_(scale)
             torch.sum(x, 3, keepdim=True, out=row)
             total[:, :, : x.shape[2]].add_(x)
         torch.sum(total, 2, keepdim=True, out=col)

@@ -59,7 +59,7 @@ class Telemetry:
 
 def _nothing(setting: Setting, p: Tensor) -> Tensor:
     count = math.prod(_batch_shape(setting, p))
-    return zeros_like(local_of(p), (count, len(_COLUMNS)), torch.float32).fill_(math.nan)
+    return zeros_like(local_of(p), (count, len(_COLUMNS)), torch.float32)
 
 
 def _batch_shape(setting: Setting, p: Tensor) -> list[Any]:

@@ -78,7 +78,7 @@ def test_before_the_first_step_there_is_nothing_to_tell() -> None:
         assert {name: kind(x) for name, x in numbers.items()} == {
             name: (shape, "float32", False) for name, shape in TOLD_SHAPES.items()
         }
-        assert all(np.all(np.isnan(x)) for x in numbers.values())
+        assert not any(np.any(x) for x in numbers.values())
 
 
 def test_only_who_asks_is_told() -> None:
@@ -97,7 +97,7 @@ def test_a_parameter_without_a_gradient_tells_of_the_step_before() -> None:
         assert_equal(after["stack"], before["stack"])
         assert np.any(after["vectors"] != before["vectors"]) or number in ("parameter_rms", "clip_factor")
     _, never = update(gradients(1) | {"stack": None}, tx.init(params), params)
-    assert all(np.all(np.isnan(told(never)[number]["stack"])) for number in NUMBERS)
+    assert not any(np.any(told(never)[number]["stack"]) for number in NUMBERS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -302,6 +302,12 @@ template <typename P, typename G> struct Plain : Parameter<float> {
     else if (k.momentum == NONE)
       sweep<N, false>(rows, columns, writer, before, after,
                       [decay](auto x, auto u, auto&, T, T factor) { return x - (u * factor + decay * x); });
+    else if (!decoupled)  // 0 * x would be NaN where x is infinite
+      sweep<N, true>(rows, columns, writer, before, after,
+                     [beta, complement, behind](auto x, auto u, auto& m, T ahead, T) {
+                       m = beta * m + complement * (u * ahead);
+                       return x - m * behind;
+                     });
     else
       sweep<N, true>(rows, columns, writer, before, after,
                      [decay, beta, complement, behind](auto x, auto u, auto& m, T ahead, T) {

@@ -44,14 +44,15 @@ struct Task {  // the fields, in this order, of `_compiled._TASK`; all of 8 byte
   int64_t skip;         // a part that is to stay as it is
 };
 
-// The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond.
+// The sum of x^2 over CHUNK elements at most: as T in each lane, as double beyond. A square is one of T everywhere, so that
+// what is infinite does not depend on its place.
 template <typename T, typename S> double square_sum(const S* x, int n) {
   T lanes[LANES] = {};
   int i = 0;
   for (; i + LANES <= n; i += LANES)
     for (int l = 0; l < LANES; ++l) lanes[l] += T(value(x[i + l])) * T(value(x[i + l]));
   double sum = 0;
-  for (; i < n; ++i) sum += double(value(x[i])) * double(value(x[i]));
+  for (; i < n; ++i) sum += double(T(value(x[i])) * T(value(x[i])));
   for (int l = 0; l < LANES; ++l) sum += double(lanes[l]);
   return sum;
 }

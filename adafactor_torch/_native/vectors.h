@@ -112,7 +112,7 @@ struct Sum {
     for (int j = 0; j < PER; ++j) set(one + j * WIDE, some.of[j].first), set(one + LANES + j * WIDE, some.of[j].second);
     for (int l = 0; l < GROUP; ++l) lanes[l] += double(one[l]);
   }
-  void square(float x) { rest += double(x) * double(x); }
+  void square(float x) { rest += double(x * x); }
   double all() const {
     double sum[GROUP];
     std::memcpy(sum, lanes, sizeof sum);
