@@ -7,7 +7,7 @@ from typing import Any, Literal
 from . import _describe, dtypes
 from ._fields import plain_fields
 from ._names import mapped, own, per_name, values_of
-from .errors import is_number, keep, nearest, refusal, shown
+from .errors import SMALLEST_FLOAT32, is_number, keep, nearest, refusal, shown
 from .factoring import Rule, last_two
 from .schedules import (
     Number,
@@ -136,6 +136,12 @@ class Recipe:
 
     def _check_together(self) -> None:
         """Refuse fields that contradict each other."""
+        if self.eps1_mode == "add" and is_number(self.beta2) and is_number(self.eps1):
+            # With a beta2 that is not 0 at t = 1 the second moment of a first gradient of 0 is (1 - beta2) eps1.
+            least = SMALLEST_FLOAT32 / (1.0 - self.beta2)
+            if self.eps1 < least and self.beta2:
+                remedy = "The first second moment of a gradient of 0, (1 - beta2) eps1, would be 0 in float32."
+                raise refusal("eps1", f"at least {least:.2g} with beta2 = {self.beta2}", self.eps1, remedy)
         if self.decay_before_scale and isinstance(self.weight_decay_by, str) and self.weight_decay_by in _BY_SCALE:
             remedy = "The decay comes before RMS(p), so it cannot be a multiple of it."
             must = "'lr', 'one' or a number with decay_before_scale=True"

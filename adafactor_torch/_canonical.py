@@ -80,7 +80,7 @@ def elements_of(plan: Plan, index: Tensor | None = None) -> Tensor:
         index: their indices, where they are a part of a larger tensor: without memory, with the strides of that and
             beginning where its first element lies in that, or int32.
     """
-    indices = torch.empty(plan.shape, device="meta") if index is None else index
+    indices = torch.empty(plan.shape, dtype=torch.int32, device="meta") if index is None else index
     if not indices.is_meta:
         return view_of(indices, plan)
     view = indices.reshape(plan.matrix_shape).permute(canonical(plan).order)
@@ -94,7 +94,7 @@ def in_memory(index: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Indices that are there without memory, as int32."""
     found = torch.full((1,) * index.ndim, int(index.storage_offset()), dtype=torch.int64, device=device).to(torch.int32)
     for axis, (count, stride) in enumerate(zip(index.shape, index.stride(), strict=True)):
-        along = (torch.arange(count, device=device) * stride).to(torch.int32)
+        along = (torch.arange(count, dtype=torch.int64, device=device) * stride).to(torch.int32)
         found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
     return found
 

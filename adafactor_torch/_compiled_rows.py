@@ -55,7 +55,7 @@ class Row:
         self._where = _where(work)
         self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
         self._gradient: Tensor | None = None
-        self.squares = torch.zeros(canonical(plan).sizes[0], dtype=torch.float64)
+        self.squares = torch.zeros(canonical(plan).sizes[0], dtype=torch.float64, device="cpu")
         self.version = -1  # of the parameter after the step in which `squares` were summed
         record = self.record = np.zeros((), TASK)
         record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()

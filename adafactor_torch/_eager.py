@@ -77,7 +77,7 @@ def stacked(works: list[Work], of_one: Plan) -> tuple[Work, Plan]:
     stack = Work(p, grad, state, setting, first.now, maximize=first.maximize)
     stack.telemetry = torch.cat(told) if told else None
     if setting.stochastic:
-        keys = torch.tensor([work.key for work in works], device=p.device).to(torch.int32)
+        keys = torch.tensor([work.key for work in works], dtype=torch.int64, device=p.device).to(torch.int32)
         stack.key = keys.repeat_interleave(canonical(of_one).sizes[0]).view(-1, 1, 1, 1)
     return stack, _stacked(of_one, len(works))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._groups import Group, check_lr, check_options, counts_on_device, form_of, is_fused, lr_of, named, plain_form
+from ._groups import Group, check_lr, check_options, counts_on_device, is_fused, lr_of, named, plain_form
 from ._memory import has_address
 from ._paths import Paths, Way, triton_path
 from ._phases import COUNT, Amp, Setting, Work

@@ -121,9 +121,9 @@ class Group:
         self.programs = {kind: self._programs(kind) for kind in self.entries[0].programs}
 
     def _programs(self, kind: str) -> Tensor:
-        counts = torch.tensor([one.programs[kind] for one in self.entries], device="cpu")
-        which = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
-        within = torch.arange(len(which), device="cpu") - (counts.cumsum(0) - counts)[which]
+        counts = torch.tensor([one.programs[kind] for one in self.entries], dtype=torch.int64, device="cpu")
+        which = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int64, device="cpu"), counts)
+        within = torch.arange(len(which), dtype=torch.int64, device="cpu") - (counts.cumsum(0) - counts)[which]
         return _upload(torch.stack([which, within], dim=1), torch.int32, self.device)
 
     def ready(self, works: Sequence[Work], amp: Amp, capturing: bool) -> None:

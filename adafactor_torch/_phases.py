@@ -38,11 +38,10 @@ class Setting:
     plan: Plan
     dtype: str  # of the parameter
     rounding: str = "nearest"
+    by_address: bool = True  # kernels may read and write it there; else only torch's operators know what it is
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", self.recipe.effective())
-
-    by_address: bool = True  # kernels may read and write it there; else only torch's operators know what it is
 
     def is_of(self, p: Tensor) -> bool:
         """Whether p still has the shape and the dtype that this was decided for."""
@@ -314,7 +313,7 @@ def rounded(x: Tensor, setting: Setting, key: Any, elements: Tensor | None = Non
     dtype = torch_dtype(setting.dtype)
     if setting.stochastic:
         if elements is None:
-            elements = torch.arange(x.numel(), device=x.device).to(torch.int32).view(x.shape)
+            elements = torch.arange(x.numel(), dtype=torch.int64, device=x.device).to(torch.int32).view(x.shape)
         return {"p": kernels.round_stochastically(x, kernels.random_bits(key, elements), dtype)}
     if setting.compensated:
         p = kernels.round_to(x, dtype)

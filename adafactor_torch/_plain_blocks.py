@@ -104,8 +104,8 @@ def _like(block: Tensor, room: Tensor) -> Tensor:
 def _means_of(part: Part, gs: list[Tensor], rooms: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The means of g^2 that `Factors` takes."""
     setting, cut, (rows, cols) = part.setting, part.cut, no_means(part)
-    # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums. It is the square
-    # that is divided: what is infinite of it is infinite on every path.
+    # As in `kernels.mean`, squares are divided before they are added, by one power of two for both sums. The square is
+    # divided and not the gradient: what is infinite of it is infinite on every path.
     scale = 2.0 ** -(max(part.sizes[2:]) - 1).bit_length()
     # Blocks of one matrix are added to its first one, and that over its rows, which is slow, once.
     first = torch.empty_like(rooms[0]) if len(gs) > 1 else rooms[0]

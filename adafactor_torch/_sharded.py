@@ -172,11 +172,11 @@ class Lay:
         """The elements of a part as indices of the whole, without memory where the part is one block of it."""
         if not self.dims:
             return None
-        index, places = torch.empty(self.whole.shape, device="meta"), []
+        index, places = torch.empty(self.whole.shape, dtype=torch.int32, device="meta"), []
         for axis in range(index.ndim):
             places.append(self._places(axis))
             first, count = int(places[-1][0]) if len(places[-1]) else 0, len(places[-1])
-            if torch.equal(places[-1], torch.arange(first, first + count, device="cpu")):
+            if torch.equal(places[-1], torch.arange(first, first + count, dtype=torch.int64, device="cpu")):
                 index = index.narrow(axis, first, count)
         if index.shape == self.plan.shape:
             return index
@@ -193,17 +193,17 @@ class Lay:
 
         size, split = self.whole.shape[axis], _split_axes(self.placements)
         if axis not in self.dims.values():
-            return torch.arange(size, device="cpu")
+            return torch.arange(size, dtype=torch.int64, device="cpu")
         shape = [size if axis == other else 1 for other in range(len(self.whole.shape))]
         own = [placement if at == axis else Replicate() for at, placement in zip(split, self.placements, strict=True)]
-        places = torch.arange(size, device=self.mesh.device_type).view(shape)
+        places = torch.arange(size, dtype=torch.int64, device=self.mesh.device_type).view(shape)
         return local_of(distribute_tensor(places, self.mesh, own, src_data_rank=None)).flatten().cpu()
 
 
 def _of_parts(p: DTensor, local: Tensor, placements: tuple[Any, ...], shape: Shape) -> DTensor:
     from torch.distributed.tensor import DTensor as Made
 
-    sizes, stride = torch.Size(shape), torch.empty(shape, device="meta").stride()
+    sizes, stride = torch.Size(shape), torch.empty(shape, dtype=local.dtype, device="meta").stride()
     if local.device.type == p.device_mesh.device_type:
         return Made.from_local(local, p.device_mesh, placements, run_check=False, shape=sizes, stride=stride)
     # FSDP2 offloads parts to the CPU under a mesh of GPUs. `from_local` would move them back, its own way does not.

@@ -100,7 +100,7 @@ class _Moving:
 
         p, lay, whole = self._work.p, self._lay, self._term
         if self._summed != lay.placements:
-            stride = torch.empty(p.shape, device="meta").stride()
+            stride = torch.empty(p.shape, dtype=p.dtype, device="meta").stride()
             made: Any = DTensor.from_local(whole, lay.mesh, self._summed, run_check=False, shape=p.shape, stride=stride)
             whole = local_of(made.redistribute(placements=lay.placements))
         # The one read of values, and only where a gradient that moves is missing here: may be nobody has it.

@@ -114,7 +114,7 @@ def check_schedules(recipe: Recipe, device: torch.device) -> None:
     Raises:
         ValueError: one is not written with operators: it branches, say, or asks for a float.
     """
-    t = OnDevice(wide(torch.ones((), device=device)))
+    t = OnDevice(wide(torch.ones((), dtype=torch.float32, device=device)))
     for field in ("lr", "beta2", "beta1", "weight_decay"):
         value = getattr(recipe, field)
         if value is None:

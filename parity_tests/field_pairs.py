@@ -7,7 +7,7 @@ A goal is a pair of values, or such a pair with what gives both of them an effec
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,14 @@ NEEDS: dict[str, Goal] = {
 }
 
 
+class Cases(NamedTuple):
+    """Which configurations to step: all goals packed, or each one alone; every so many of those; parameters by name."""
+
+    one_by_one: bool = False
+    every: int = 1
+    names: tuple[str, ...] = tuple(SHAPES)
+
+
 def chosen(goal: Goal) -> dict[str, Any]:
     """The values of a configuration, those that it leaves open at their first."""
     return {name: given[goal.get(name, 0)] for name, given in ALL.items()}
@@ -131,56 +139,54 @@ def rows() -> list[Goal]:
     return found
 
 
-def start(dtype: torch.dtype) -> dict[str, Tensor]:
+def start(dtype: torch.dtype, names: tuple[str, ...]) -> list[Tensor]:
     """The parameters before the first step."""
-    return {
-        name: torch.tensor(SIZES[name] * values(shape, i)).to(dtype) for i, (name, shape) in enumerate(SHAPES.items())
-    }
+    return [torch.tensor(SIZES[name] * values(SHAPES[name], i)).to(dtype) for i, name in enumerate(names)]
 
 
 @functools.cache
-def gradients(dtype: torch.dtype, t: int) -> dict[str, Tensor]:
+def gradients(dtype: torch.dtype, names: tuple[str, ...], t: int) -> list[Tensor]:
+    """The gradients of step t."""
     size = GRADIENTS[t - 1]
-    return {
-        name: torch.tensor(size * values(shape, 100 * t + i)).to(dtype)
-        for i, (name, shape) in enumerate(SHAPES.items())
-    }
+    return [torch.tensor(size * values(SHAPES[name], 100 * t + i)).to(dtype) for i, name in enumerate(names)]
 
 
 @functools.cache
-def batches(thorough: bool) -> list[list[Goal]]:
-    """The configurations, all goals one by one or packed, in batches that one optimizer can have as its groups."""
-    found = []
+def batches(cases: Cases) -> list[list[Goal]]:
+    """The configurations in batches that one optimizer can have as its groups."""
+    found, all_of_them = [], goals() if cases.one_by_one else rows()
     for scale in range(len(OPTIONS["grad_scale"])):
-        alike = [goal for goal in (goals() if thorough else rows()) if goal.get("grad_scale", 0) == scale]
+        alike = [goal for goal in all_of_them[:: cases.every] if goal.get("grad_scale", 0) == scale]
         found += [alike[first : first + GROUPS] for first in range(0, len(alike), GROUPS)]
     return found
 
 
-def stepped(batch: list[Goal], dtype: torch.dtype, laid: Any = lambda goal, i, x: x, **path: Any) -> Adafactor:
+def stepped(
+    cases: Cases, batch: list[Goal], dtype: torch.dtype, laid: Any = lambda goal, i, x: x, **path: Any
+) -> Adafactor:
     """An optimizer, with a group for each configuration, after a step for each of GRADIENTS.
 
     `laid` gives the i-th parameter, or its gradient, as it is stepped in a configuration.
     """
     groups, scale = [], chosen(batch[0])["grad_scale"]
     for goal in batch:
-        named = [(name, torch.nn.Parameter(laid(goal, i, x))) for i, (name, x) in enumerate(start(dtype).items())]
-        groups.append({**chosen(goal), "params": named})
+        params = [torch.nn.Parameter(laid(goal, i, x)) for i, x in enumerate(start(dtype, cases.names))]
+        groups.append({**chosen(goal), "params": list(zip(cases.names, params, strict=True))})
         del groups[-1]["grad_scale"]
     optimizer = Adafactor(groups, seed=7, **path)
     if scale is not None:
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)  # type: ignore[attr-defined]
     for t in range(1, len(GRADIENTS) + 1):
         for goal, group in zip(batch, optimizer.param_groups, strict=True):
-            for i, (p, g) in enumerate(zip(group["params"], gradients(dtype, t).values(), strict=True)):
+            for i, (p, g) in enumerate(zip(group["params"], gradients(dtype, cases.names, t), strict=True)):
                 p.grad = laid(goal, i, g * (scale or 1.0))
         optimizer.step()
     return optimizer
 
 
 @functools.cache
-def _reference(thorough: bool, number: int, dtype: torch.dtype) -> list[list[Tensor]]:
-    optimizer = stepped(batches(thorough)[number], dtype, foreach=False, fused=False)
+def _reference(cases: Cases, number: int, dtype: torch.dtype) -> list[list[Tensor]]:
+    optimizer = stepped(cases, batches(cases)[number], dtype, foreach=False, fused=False)
     return [[p.detach() for p in group["params"]] for group in optimizer.param_groups]
 
 
@@ -206,19 +212,18 @@ def difference(x: Tensor, y: Tensor, before: Tensor, goal: Goal, dtype: torch.dt
     return f"{far} elements are further than {near} away, the worst one {float(deviation.max())}"
 
 
-def wrong(
-    dtype: torch.dtype, thorough: bool, *, laid: Any = None, part: Any = lambda x, p: x, **path: Any
-) -> list[str]:
-    """The parameters, under all configurations, that another way to step them leaves elsewhere than the reference.
+def wrong(cases: Cases, dtype: torch.dtype, *, laid: Any = None, part: Any = lambda x, p: x, **path: Any) -> list[str]:
+    """The parameters, in all of these configurations, that another way leaves elsewhere than the reference.
 
     `part(x, p)` is what this process holds of x, which lies as the parameter p does.
     """
     found = []
-    for number, batch in enumerate(batches(thorough)):
-        optimizer = stepped(batch, dtype, **({} if laid is None else {"laid": laid}), **path)
-        expected = _reference(thorough, number, dtype)
+    for number, batch in enumerate(batches(cases)):
+        optimizer = stepped(cases, batch, dtype, **({} if laid is None else {"laid": laid}), **path)
+        expected = _reference(cases, number, dtype)
         for goal, group, theirs in zip(batch, optimizer.param_groups, expected, strict=True):
-            for who, p, q, before in zip(SHAPES, group["params"], theirs, start(dtype).values(), strict=True):
+            begun = start(dtype, cases.names)
+            for who, p, q, before in zip(cases.names, group["params"], theirs, begun, strict=True):
                 what = difference(part(p, p), part(q, p), part(before, p), goal, dtype)
                 if what:
                     found.append(f"{who}: {what}, with { {name: chosen(goal)[name] for name in goal} }")

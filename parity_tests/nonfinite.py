@@ -152,16 +152,16 @@ class Definition:
 
 
 class Jax:
-    """The optax transformation, compiled or operation by operation."""
+    """The optax transformation, compiled."""
 
-    def __init__(self, recipe: Recipe, dtype: str = "float32", rounding: Any = "nearest", *, jit: bool = True) -> None:
+    def __init__(self, recipe: Recipe, dtype: str = "float32", rounding: Any = "nearest") -> None:
         tx = adafactor(recipe=recipe, rounding=rounding)
 
         def step(params: Any, state: Any, grads: Any) -> Any:
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        self._jit, self._step = jit, jax.jit(step)
+        self._step = jax.jit(step)
         self._dtype = jnp.dtype(dtype)
         self._params = {name: jnp.asarray(p, self._dtype) for name, p in gradients(0).items()}
         self._state = tx.init(self._params)
@@ -182,8 +182,7 @@ class Jax:
 
     def step(self, grads: dict[str, Array]) -> None:
         given = {name: jnp.asarray(grad, self._dtype) for name, grad in grads.items()}
-        with jax.disable_jit(not self._jit):
-            self._params, self._state = self._step(self._params, self._state, given)
+        self._params, self._state = self._step(self._params, self._state, given)
 
     def values(self) -> Values:
         made = {("p", name): _wide(p) for name, p in self._params.items()}

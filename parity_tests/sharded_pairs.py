@@ -20,6 +20,6 @@ def _part(x: Tensor, p: Any) -> Tensor:
     return runs.local(x) if isinstance(x, DTensor) else runs.part_of(x, p)
 
 
-def wrong(dtype: torch.dtype, fused: bool, thorough: bool) -> list[str]:
+def wrong(cases: pairs.Cases, dtype: torch.dtype, fused: bool) -> list[str]:
     """What differs from the reference on whole parameters, in the part that this process holds."""
-    return pairs.wrong(dtype, thorough, laid=_laid, part=_part, fused=fused)
+    return pairs.wrong(cases, dtype, laid=_laid, part=_part, fused=fused)

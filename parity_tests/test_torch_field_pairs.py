@@ -17,7 +17,7 @@ from .two_processes import Ranks
 
 PATHS: dict[str, dict[str, Any]] = {"stacks": {}, "small blocks": {}, "compiled": {"fused": True}}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-THOROUGH = bool(examples(0, 1))
+CASES = pairs.Cases(one_by_one=bool(examples(0, 1)))
 
 
 def test_every_pair_is_in_a_configuration() -> None:
@@ -35,7 +35,7 @@ def test_whole_parameters(path: str, dtype: torch.dtype, monkeypatch: pytest.Mon
     if path == "small blocks":
         monkeypatch.setattr(_eager, "BLOCK", 40)
         monkeypatch.setattr(_eager, "SMALL", 16)
-    found = pairs.wrong(dtype, THOROUGH, **PATHS[path])
+    found = pairs.wrong(CASES, dtype, **PATHS[path])
     assert not found, "\n".join([f"{len(found)} differ", *found[:5]])
 
 
@@ -43,5 +43,5 @@ def test_whole_parameters(path: str, dtype: torch.dtype, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
 def test_parts(four: Ranks, fused: bool, dtype: torch.dtype) -> None:
-    for found in four(sharded_pairs.wrong, dtype, fused, THOROUGH):
+    for found in four(sharded_pairs.wrong, CASES, dtype, fused):
         assert not found, "\n".join([f"{len(found)} differ", *found[:5]])

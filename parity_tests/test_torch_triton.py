@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .profiles import examples
+
 ROOT = Path(__file__).parent.parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_GPU = HAS_TRITON and torch.cuda.is_available()
@@ -30,7 +32,14 @@ def run(*command: str, interpreted: bool = False) -> subprocess.CompletedProcess
 def test_the_kernels(cases: str) -> None:
     plain = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "parity_tests.triton_runs")
     interpreted = not HAS_GPU and cases != "compiled"
-    done = run("-m", "pytest", *plain, f"parity_tests/triton_{cases}.py", interpreted=interpreted)
+    done = run(
+        "-m",
+        "pytest",
+        *plain,
+        *["--thorough"] * examples(0, 1),
+        f"parity_tests/triton_{cases}.py",
+        interpreted=interpreted,
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert "skipped" not in done.stdout, done.stdout
 

@@ -112,6 +112,26 @@ def test_a_number_that_no_float32_can_be_is_refused(field: str) -> None:
     assert Recipe(clipping_threshold=1e300) == Recipe(clipping_threshold=math.inf)  # of a float32 it is the same
 
 
+def test_a_number_that_is_0_in_float32_is_not_positive() -> None:
+    """A gradient of 0 divided by a threshold of 0 would be NaN."""
+    values: list[Any] = [1e-39, np.float64(1e-300), np.float32(1e-40)]
+    for value in values:
+        with pytest.raises(
+            ValueError, match=r"^clipping_threshold must be positive in float32, at least 1\.175494e-38"
+        ):
+            Recipe(clipping_threshold=value)
+
+
+def test_the_second_moment_of_a_first_gradient_of_0_is_not_0() -> None:
+    with pytest.raises(ValueError, match=r"^eps1 must be at least 1\.2e-35 with beta2 = 0\.999, got 1e-37\. The"):
+        Recipe(beta2=0.999, eps1=1e-37)
+    with pytest.raises(ValueError, match=r"^eps1 must be at least 1\.1e-22 with beta2 = 0\.9999999999999999, got"):
+        replace(Recipe(), beta2=1 - 2.0**-53)
+    for fine in (Recipe(eps1=1e-37), Recipe(eps1=1e-37, beta2=0), Recipe(eps1=1.2e-35, beta2=0.999)):
+        state = oracle.init(fine, np.ones(3), dtype="float32")
+        np.testing.assert_array_equal(oracle.step(fine, np.ones(3), np.zeros(3), state, dtype="float32")[0], np.ones(3))
+
+
 def test_negative_zero_is_zero() -> None:
     made = Recipe(lr=-0.0, eps2=-0.0, weight_decay=-0.0, beta1=-0.0)
     assert "-0.0" not in repr(made) and not made.decays

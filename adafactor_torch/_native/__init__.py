@@ -1,97 +1,99 @@
 """The C++ of a step on a CPU, built by the compiler of this machine when it is first asked for, and kept in a cache.
 
-Processes that ask at the same time, as those do that share parameters, wait for one of them to build it.
+Processes that ask at the same time, as those do that share parameters, wait for one of them to build it. Where there is
+no library in the end, steps are eager, and a warning says why.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.resources
-import os
 import platform
-import subprocess
-import tempfile
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+
+from .._compiled_rows import TASK
+from . import _cache as cache
+from . import _compiler as compiler
 
 _HEADERS = ("phases.h", "plain.h", "writes.h", "vectors.h", "parameter.h", "parallel.h", "task.h", "formats.h")
-_FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
-    # Products and sums stay apart, as in the plain path: a rounded average can tell. The others allow vectors.
-    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-)
+_FUNCTIONS = {"step": "adafactor_step", "part": "adafactor_phase"}
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+warned: set[str] = set()  # units
 
 
-@functools.cache
 def library(unit: str = "step") -> ctypes.CDLL | None:
-    """The library of whole parameters, "step", or that of parts, "part"; None, after a warning, where there is none.
+    """The library of whole parameters, "step", or that of parts, "part"; None, after one warning, where there is none.
 
-    `CXX` names the compiler.
+    `CXX` names the compiler. Where warnings are errors, every call raises the warning.
     """
-    compiler = os.environ.get("CXX", "c++")
-    source = importlib.resources.files(__name__)
-    texts = {name: source.joinpath(name).read_text() for name in (f"{unit}.cpp", *_HEADERS)}
-    try:
-        # Another machine that shares the cache may have another processor: the compiler says what "native" is.
-        asked = [compiler, "-march=native", "-E", "-v", "-x", "c++", os.devnull]
-        target = subprocess.run(asked, capture_output=True, text=True, check=True).stderr + platform.platform()
-        key = hashlib.sha256("\0".join([*texts.values(), *_FLAGS, compiler, target]).encode()).hexdigest()[:16]
-        path = _cache() / f"{unit}-{key}.so"
-        with contextlib.nullcontext() if path.exists() else _one_at_a_time(path):
-            if not path.exists():
-                _build(compiler, texts, path)
-        loaded = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+    loaded, reason = found(unit)
+    if loaded is None and unit not in warned:
         warnings.warn(
-            f"fused=True steps eagerly: {compiler} could not build adafactor's CPU kernels ({said.strip()[-500:]}). "
-            "Install a C++17 compiler with OpenMP or name one in CXX; fused=False is silent.",
+            f"fused=True steps eagerly: there are no CPU kernels of adafactor. {reason}. "
+            "Install a C++17 compiler or name one in CXX; fused=False is silent.",
             stacklevel=2,
         )
-        return None
-    own = ctypes.CDLL(None)
-    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-    if all(hasattr(own, name) for name in names):
-        loaded.adafactor_threads(*(ctypes.cast(getattr(own, name), ctypes.c_void_p) for name in names))
-    loaded.adafactor_task.restype = loaded.adafactor_room.restype = ctypes.c_int64
+        warned.add(unit)
     return loaded
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "adafactor"
+@functools.cache
+def found(unit: str) -> tuple[ctypes.CDLL | None, str]:
+    """A library, looked for and built once in a process; or None and why there is none."""
+    reasons: list[str] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="adafactor-"))
+        return _ready(_found(unit, reasons), unit), ""
+    except (compiler.NoLibraryError, OSError) as error:
+        return None, "; ".join([*reasons, str(error)])
 
 
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait while another process of this machine is in here for the same path; where files have no locks, do not."""
+def _found(unit: str, reasons: list[str]) -> ctypes.CDLL:
+    using, texts, folder = compiler.command(), _texts(unit), cache.folder()
+    key = _key(unit, using, texts)
+    if folder is None:
+        return cache.load_content(compiler.compiled(using, unit, texts))
+    loaded = cache.loaded(folder, key, [])
+    if loaded is not None:
+        return loaded
+    with cache.one_at_a_time(folder, key):
+        loaded = cache.loaded(folder, key, reasons)  # another process may have made it meanwhile
+        if loaded is not None:
+            return loaded
+        content = compiler.compiled(using, unit, texts)
+        try:
+            cache.store(folder, key, content)
+        except OSError as error:
+            reasons.append(f"{folder} cannot be written: {error.strerror}")
+            return cache.load_content(content)
+        return cache.loaded(folder, key, reasons) or cache.load_content(content)
+
+
+def _texts(unit: str) -> dict[str, str]:
+    source = importlib.resources.files(__name__)
+    return {name: source.joinpath(name).read_text(encoding="utf-8") for name in (f"{unit}.cpp", *_HEADERS)}
+
+
+def _key(unit: str, using: list[str], texts: dict[str, str]) -> str:
+    """What a library is kept under: another source, compiler or processor makes another one."""
+    asked = "\0".join([*texts.values(), *compiler.FLAGS, *using, platform.platform()]).encode()
+    return f"{unit}-{hashlib.sha256(asked + compiler.target(using)).hexdigest()[:16]}"
+
+
+def _ready(loaded: ctypes.CDLL, unit: str) -> ctypes.CDLL:
+    """The library, with what it is to know of the process and the types of what it returns."""
     try:
-        import fcntl
-
-        lock = path.with_suffix(".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        yield
-        return
-    with lock:
-        yield
-
-
-def _build(compiler: str, texts: dict[str, str], path: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text)
-        made = path.with_name(f"{path.name}.{os.getpid()}")
-        (unit,) = Path(folder).glob("*.cpp")
-        command = [compiler, *_FLAGS, str(unit), "-o", str(made)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
-        made.replace(path)  # at once, so that two processes may build side by side
+        getattr(loaded, _FUNCTIONS[unit])
+        loaded.adafactor_task.restype = loaded.adafactor_room.restype = ctypes.c_int64
+        size = loaded.adafactor_task()
+        threads = loaded.adafactor_threads
+    except AttributeError as error:
+        raise compiler.NoLibraryError(f"what has been compiled is not adafactor's: {error}") from None
+    if size != TASK.itemsize:
+        raise compiler.NoLibraryError(f"what has been compiled has tasks of {size} bytes and not {TASK.itemsize}")
+    try:
+        process = ctypes.CDLL(None)
+    except (OSError, TypeError):  # where a process cannot look into itself
+        return loaded
+    if all(hasattr(process, name) for name in _OPENMP):
+        threads(*(ctypes.cast(getattr(process, name), ctypes.c_void_p) for name in _OPENMP))
+    return loaded
