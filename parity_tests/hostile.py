@@ -129,8 +129,7 @@ def _as(kind: Any) -> Callable[[Any], Hostile]:
     """A number as a NumPy scalar of a kind; it stands for what that can hold."""
 
     def make(number: Any) -> Hostile:
-        with np.errstate(all="ignore"):
-            value = kind(number)
+        value = kind(number)
         return Hostile(f"{kind.__name__}({number!r})", value, value.item())
 
     return make
@@ -138,9 +137,11 @@ def _as(kind: Any) -> Callable[[Any], Hostile]:
 
 def _array(make: Callable[[Any], Any], name: str) -> Callable[[Any], Hostile]:
     def one(number: Any) -> Hostile:
-        with np.errstate(all="ignore"):
-            value = make(number)
-        return Hostile(f"{name}({number!r})", value, value.item())
+        value = make(number)
+        plain = value.item()
+        # A whole number in an array of others is one for whoever wants a number, and none for who wants whole ones.
+        whole = isinstance(plain, float) and plain.is_integer()
+        return Hostile(f"{name}({number!r})", value, plain, sure=not whole)
 
     return one
 
@@ -245,7 +246,8 @@ def numbers(of: Sequence[Any] = (*FLOATS, *INTS), kinds: Iterable[str] = (*NUMBE
     def make(pair: tuple[Any, str]) -> Hostile:
         number, kind = pair
         try:
-            return known[kind](number)
+            with np.errstate(all="ignore"):
+                return known[kind](number)
         except (TypeError, ValueError, OverflowError, ArithmeticError):  # the kind cannot hold it
             return NUMBERS["plain"](number)
 
@@ -253,13 +255,13 @@ def numbers(of: Sequence[Any] = (*FLOATS, *INTS), kinds: Iterable[str] = (*NUMBE
 
 
 def words(choices: Collection[Any]) -> Any:
-    """Strings near to the valid ones, which stand for nothing, and the valid ones."""
+    """The valid strings, and others near to them."""
 
     def spoil(pair: tuple[str, int]) -> Hostile:
         word, how = pair
         spoiled = [word + " ", word.upper(), word[:-1], word[::-1], word + "\0", " " + word, word + "s", word.title()]
         text = spoiled[how % len(spoiled)]
-        return Hostile(repr(text), text) if text not in choices else Hostile(repr(text), text, text)
+        return NUMBERS["plain"](text)
 
     given = [word for word in choices if isinstance(word, str) and word]
     valid = st.sampled_from([NUMBERS["plain"](word) for word in choices])
@@ -273,7 +275,14 @@ FLAGS = st.sampled_from([
     *(Hostile(f"np.array({value})", np.array(value), value, sure=False) for value in (True, False)),
     *(Hostile(f"jnp.array({value})", jnp.array(value), value, sure=False) for value in (True, False)),
 ])  # fmt: skip
-OTHER = st.sampled_from(list(OTHERS)).map(lambda name: Hostile(name, OTHERS[name]()))
+
+
+def _other(name: str) -> Hostile:
+    value = OTHERS[name]()
+    return Hostile(name, value, value if type(value) is str else NOTHING)
+
+
+OTHER = st.sampled_from(list(OTHERS)).map(_other)
 ANYTHING = st.one_of(OTHER, numbers(), CONSTANTS, words(("paper", "floor", "float32", "step")))
 
 
@@ -281,7 +290,7 @@ ANYTHING = st.one_of(OTHER, numbers(), CONSTANTS, words(("paper", "floor", "floa
 
 LONGEST = 2000  # characters of a message, however long what it was given is
 FORM = re.compile(r"(?P<who>.+?) must be (?P<must>.+?), got (?P<got>.*)[.?]", re.DOTALL)
-NO_SUCH_NAME = re.compile(r"(\w+\(\) has no argument|Recipe has no field|A parameter group has no) '(?P<who>.*)'\. ")
+NO_SUCH_NAME = re.compile(r"(\w+\(\) has no argument|Recipe has no field|A parameter group has no) (?P<who>\S+) ")
 
 
 def assert_in_form(error: Exception, about: Collection[str] = ()) -> None:

@@ -61,11 +61,15 @@ def _found(unit: str, reasons: list[str]) -> ctypes.CDLL:
             return loaded
         content = compiler.compiled(using, unit, texts)
         try:
-            cache.store(folder, key, content)
+            stored = cache.store(folder, key, content)
         except OSError as error:
             reasons.append(f"{folder} cannot be written: {error.strerror}")
             return cache.load_content(content)
-        return cache.loaded(folder, key, reasons) or cache.load_content(content)
+        loaded = cache.loaded(folder, key, reasons)
+        if loaded is None:  # what cannot be loaded is not kept
+            stored.unlink(missing_ok=True)
+            return cache.load_content(content)
+        return loaded
 
 
 def _texts(unit: str) -> dict[str, str]:
