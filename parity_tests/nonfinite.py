@@ -173,7 +173,8 @@ class Jax:
 
     def put(self, case: Case) -> None:
         def changed(tree: Any) -> Any:
-            return jax.tree.map(lambda x: jnp.asarray(case.put_into(_wide(x)), x.dtype), tree)
+            with np.errstate(over="ignore"):  # 1e20 is infinite in float16
+                return jax.tree.map(lambda x: jnp.asarray(case.put_into(_wide(x)), x.dtype), tree)
 
         if case.what == "p":
             self._params = changed(self._params)
@@ -181,7 +182,8 @@ class Jax:
             self._state = optax.tree_utils.tree_set(self._state, **{case.what: changed(kept)})
 
     def step(self, grads: dict[str, Array]) -> None:
-        given = {name: jnp.asarray(grad, self._dtype) for name, grad in grads.items()}
+        with np.errstate(over="ignore"):  # 1e20 is infinite in float16
+            given = {name: jnp.asarray(grad, self._dtype) for name, grad in grads.items()}
         self._params, self._state = self._step(self._params, self._state, given)
 
     def values(self) -> Values:

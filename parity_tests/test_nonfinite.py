@@ -51,7 +51,9 @@ def assert_alike(found: Values, right: Values, near: float, where: object) -> No
         x, finite = found[key], np.isfinite(expected)
         assert np.array_equal(x[~finite], expected[~finite], equal_nan=True), (where, key)
         assert np.all(np.isfinite(x[finite])), (where, key)
-        if finite.any():
+        # Beside a tie the last bit of a step decides which way p is rounded, and what that cuts off changes by a whole
+        # spacing: p itself shows whether the rounding is right.
+        if finite.any() and key[0] != "compensation":
             largest = np.max(np.abs(expected[finite]))
             assert np.max(np.abs(x[finite] - expected[finite])) <= near * largest, (where, key)
 
