@@ -5,6 +5,7 @@ configuration; `--thorough` steps all of them.
 """
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -18,13 +19,21 @@ from parity_tests.profiles import examples
 CASES = pairs.Cases(every=examples(6, 1), names=("a",))
 
 
-def _step(compiled: Compiled, works: list[Work], amp: Amp, steady: object) -> bool:
-    _fused.step(works, amp)
-    return True
+Prepared = tuple[list[_fused.Group], Amp]
+
+
+def _ready(compiled: Compiled, works: list[Work], amp: Amp, steady: object) -> Prepared:
+    return _fused.ready(works, amp), amp
+
+
+def _step(compiled: Compiled, prepared: Prepared, works: list[Work]) -> Iterator[Sequence[Work]]:
+    groups, amp = prepared
+    yield from _fused.steps(groups, works, amp)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pairs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compiled, "ready", functools.partialmethod(_ready))
     monkeypatch.setattr(Compiled, "step", functools.partialmethod(_step))
     found = pairs.wrong(CASES, dtype, fused=True)
     assert not found, "\n".join([f"{len(found)} differ", *found[:5]])
