@@ -130,7 +130,7 @@ def check_number(
         raise refusal(argument, must, value, remedy)
     if isinstance(number, int) and abs(number) <= LAST_STEP:  # frameworks would make an int32 of a larger one
         return number
-    return math.inf if number > LARGEST_FLOAT32 else float(number) + 0.0  # and 0.0 of -0.0
+    return math.inf if number > LARGEST_FLOAT32 else float(number) or 0.0  # 0.0 of -0.0, and a float itself
 
 
 def _number(argument: str, value: object, traced: bool, remedy: str) -> Any:
