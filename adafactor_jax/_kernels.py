@@ -13,6 +13,7 @@ import numpy as np
 from adafactor_spec.factoring import Plan
 
 from ._recomputed import Recomputed, recomputed
+from ._xla import larger
 
 Array = jax.Array
 Number = jax.typing.ArrayLike
@@ -82,14 +83,6 @@ def mean_square(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:
         return _total(jax.lax.optimization_barrier(sums) / power, axes) * (power / count)
 
     return jax.lax.platform_dependent(whole, grouped.value, cpu=in_groups, default=at_once)
-
-
-def larger(x: Array, y: Number) -> Array:
-    """max(x, y), NaN where one of them is, as NumPy's.
-
-    XLA's own maximum is not: on a CPU, where it is computed together with a sum, it loses the NaN.
-    """
-    return jnp.where((x < y) | (y != y), y, x)
 
 
 def rms(x: Array | Recomputed, axes: tuple[int, ...]) -> Array:

@@ -18,6 +18,7 @@ from ._leaves import Leaf, Tree, columns, leaves_of, number, structure_of, tree_
 from ._recomputed import Factor, Floored, Quotient, Recomputed
 from ._shardings import zeros_like
 from ._step import Part, Piece, Step, Updates, as_piece
+from ._xla import larger
 
 
 class FactoredState(NamedTuple):
@@ -136,7 +137,7 @@ def scale_by_factored_rms(
             x = x if plan.view is None else x.reshape(plan.view)
             if amsgrad:
                 v = kernels.second_moment(tuple(root.value for root in roots), floor)
-                largest = kernels.round_to(kernels.larger(v_max.astype(leaf.compute), v), stored(leaf))
+                largest = kernels.round_to(larger(v_max.astype(leaf.compute), v), stored(leaf))
                 v_max, debiased, by = largest.astype(stored(leaf)), Recomputed.of(largest), Recomputed.of(bias)
                 u = Recomputed(
                     lambda factor: kernels.precondition_amsgrad(x.value, debiased.value, by.value, eps) * factor,

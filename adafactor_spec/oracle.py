@@ -123,7 +123,12 @@ def precondition_amsgrad(x: Array, v_max: Array, bias: float, eps1: float) -> Ar
 
 def clip(u: Array, u_rms: Array, threshold: float) -> Array:
     """u / max(1, RMS(u) / d)."""
-    return u / np.maximum(u_rms / u.dtype.type(threshold), 1.0)
+    return u / clip_factor(u_rms, threshold)
+
+
+def clip_factor(u_rms: Array, threshold: float) -> Array:
+    """max(1, RMS(u) / d)."""
+    return np.maximum(u_rms / u_rms.dtype.type(threshold), 1.0)
 
 
 def average(m: Array, x: Array, beta: float, complement: float, rounding: str, dtype: str) -> tuple[Array, Array]:

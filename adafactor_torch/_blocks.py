@@ -148,7 +148,7 @@ def stepped(part: Part) -> Iterator[list[Sum]]:
             into += _share(_direction(part, p, g, root, state)[0], part)
     yield [Sum(u_squares, part.one.rms_axes)] if setting.clips or told is not None else []
     p_rms, u_rms = torch.sqrt(p_squares), torch.sqrt(u_squares)
-    clip = (u_rms / (recipe.clipping_threshold or math.inf)).clamp(min=1.0)
+    clip = kernels.clip_factor(u_rms, recipe.clipping_threshold or math.inf)
     key = part.work.key
     keys = cut(key) if isinstance(key, Tensor) and key.ndim else [key] * len(ps)
     rows = zip(ps, gs, states, roots, cut(p_rms), cut(clip), keys, part.goods(), strict=True)

@@ -101,16 +101,12 @@ def precondition_amsgrad(x: Tensor, v_max: Tensor, bias: Number, eps1: float) ->
 
 def clip(u: Tensor, u_rms: Tensor, threshold: float) -> Tensor:
     """u / max(1, RMS(u) / d)."""
-    return u / (u_rms / threshold).clamp(min=1.0)
+    return u / clip_factor(u_rms, threshold)
 
 
-def are_finite(arrays: list[Tensor]) -> Tensor:
-    """Of each whether it is finite: a CPU finds bounds faster than norms, a GPU finds all norms at once."""
-    arrays = [x if x.numel() else x.new_zeros(1) for x in arrays]
-    if arrays[0].is_cpu:
-        bounds = [torch.stack(torch.aminmax(x)) for x in arrays]  # a NaN is both
-        return torch.isfinite(torch.stack(bounds)).all(dim=1)
-    return torch.isfinite(torch.stack(torch._foreach_norm(arrays, math.inf)))
+def clip_factor(u_rms: Tensor, threshold: float) -> Tensor:
+    """max(1, RMS(u) / d)."""
+    return (u_rms / threshold).clamp(min=1.0)
 
 
 def average(

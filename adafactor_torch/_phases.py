@@ -19,6 +19,7 @@ from adafactor_spec.dtypes import at_least_float32, is_narrow
 from adafactor_spec.factoring import Plan
 
 from . import _kernels as kernels
+from ._finite import are_finite
 
 NO_GRADIENT = torch.empty(0, dtype=torch.float32, device="cpu")
 COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
@@ -206,7 +207,7 @@ def fine(works: Sequence[Work], amp: Amp) -> Tensor | None:
     """
     good = None if amp.found_inf is None else (amp.found_inf == 0).to(works[0].p.device).expand(len(works))
     if works[0].skipped is not None:
-        finite = kernels.are_finite([work.grad for work in works])
+        finite = are_finite([work.grad for work in works])
         good = finite if good is None else finite & good
     return good
 
@@ -293,7 +294,7 @@ def told(u: Tensor, p_rms: Tensor, setting: Setting, now: Numbers) -> Tensor:
 
 def shown(u_rms: Tensor, p_rms: Tensor, setting: Setting, now: Numbers) -> Tensor:
     """`told`, from RMS(u)."""
-    factor = (u_rms / (setting.recipe.clipping_threshold or math.inf)).clamp(min=1.0)
+    factor = kernels.clip_factor(u_rms, setting.recipe.clipping_threshold or math.inf)
     size = torch.as_tensor(alpha(p_rms, setting, now), dtype=u_rms.dtype, device=u_rms.device)
     return torch.stack([x.expand(u_rms.shape).reshape(-1) for x in (size, u_rms, factor, p_rms)], dim=1)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernels import are_finite
+from ._finite import are_finite
 from ._phases import Amp, Work
 from ._sharded import Lay
 from ._wires import Asked, Wire, Wires

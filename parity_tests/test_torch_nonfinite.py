@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 from adafactor_spec import recipes
 from adafactor_torch import Adafactor
 
+from .replay import FLOAT32
 from .torch_runs import (
     advance,
     all_parameters,
@@ -132,11 +133,11 @@ def test_a_scaled_run_is_the_run(case: str, name: str, dtype: torch.dtype) -> No
         scaler.update()
     assert scaler.get_scale() == 2.0**12
     assert not hasattr(scaled, "found_inf")
-    if case != "eager":
+    if case != "eager" and (case, dtype) != ("compiled", torch.float32):
         assert snapshot(scaled) == snapshot(plain)
-    elif dtype == torch.float64:  # it takes another order of the same arithmetic where there is a scale
+    else:  # these take another order of the same arithmetic where there is a scale
         for p, q in zip(all_parameters(scaled), all_parameters(plain), strict=True):
-            assert_near(p, q.detach().numpy())
+            assert_near(p, q.detach().numpy(), FLOAT32 if dtype == torch.float32 else None)
 
 
 @pytest.mark.parametrize("case", SCALED)

@@ -134,7 +134,10 @@ def run_against_oracle(works: Sequence[Work], steps: int = 3) -> None:
             for work, recipe, sign, (p, state) in zip(works, recipes, signs, answers, strict=True)
         ]
     for work, (p, state) in zip(works, answers, strict=True):
+        assert int(work.state["step"]) == DONE + steps
         for name, x in {"p": work.p, **work.state}.items():
+            if name == "step":
+                continue
             expected = p if name == "p" else getattr(state, name)
             budget = FLOAT64 * float(np.max(np.abs(expected), initial=1.0))
             assert_near(x, expected, budget, (name, tuple(work.p.shape)))
