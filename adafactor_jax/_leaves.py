@@ -40,12 +40,23 @@ def leaves_of(params: Tree) -> tuple[list[Leaf], list[Any], Any]:
     values, structure = jax.tree.flatten(params)
     leaves = []
     for position, (name, value) in enumerate(zip(names_of(params), values, strict=True)):
-        dtype = jnp.result_type(value)
-        if dtype.name not in dtypes.NAMES:
+        dtype = _dtype_of(name, value)
+        if dtype not in dtypes.NAMES:
             remedy = "Give such a parameter to optax.masked or optax.partition."
-            raise refusal(f"dtype of parameter {name!r}", "one of " + ", ".join(dtypes.NAMES), dtype.name, remedy)
-        leaves.append(Leaf(position, name, tuple(jnp.shape(value)), dtype.name))
+            raise refusal(f"dtype of parameter {name!r}", "one of " + ", ".join(dtypes.NAMES), dtype, remedy)
+        leaves.append(Leaf(position, name, tuple(jnp.shape(value)), dtype))
     return leaves, [jnp.asarray(value) if isinstance(value, float) else value for value in values], structure
+
+
+def _dtype_of(name: str, value: Any) -> str:
+    """The dtype of a parameter: of an array or a number, and of what stands for an array, as in `jax.eval_shape`."""
+    is_number = isinstance(value, float | int | complex)
+    if not is_number and (isinstance(value, type) or not hasattr(value, "shape") or not hasattr(value, "dtype")):
+        raise refusal(f"parameter {name!r}", "an array", type(value).__name__)
+    try:
+        return str(jnp.result_type(value))
+    except TypeError:  # a dtype that JAX has not, such as that of objects
+        return str(value.dtype)
 
 
 def names_of(params: Tree) -> list[str]:
@@ -70,6 +81,8 @@ def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
             continue
         if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
             raise refusal(f"gradient of {leaf.name!r}", "an array", type(value).__name__, "Give a dense gradient.")
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "OSUMm":
+            raise refusal(f"gradient of {leaf.name!r}", "an array of numbers", str(value.dtype))
         if jnp.shape(value) != leaf.shape:
             raise refusal(f"shape of the gradient of {leaf.name!r}", f"{leaf.shape}", jnp.shape(value))
         if jnp.iscomplexobj(value):
@@ -80,8 +93,12 @@ def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
 def masks_of(mask: Mask, params: Tree) -> list[bool]:
     """optax's mask (a tree of bools or a prefix of one, or a function of the parameters) for every leaf."""
     tree = mask(params) if callable(mask) else True if mask is None else mask
-    spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
-    values: list[bool] = structure_of(params).flatten_up_to(spread)
+    try:
+        spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
+        values: list[bool] = structure_of(params).flatten_up_to(spread)
+    except ValueError as error:
+        must = "a tree of bools like the parameters, a prefix of one, or a function that gives one"
+        raise refusal("weight_decay_mask", must, tree) from error
     for value in values:
         check_flag("weight_decay_mask", value)
     return values

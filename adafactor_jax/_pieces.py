@@ -61,8 +61,9 @@ def scale_by_step_size(learning_rate: ScalarOrSchedule = 1e-2, *, relative_step:
 
     Source: section 8 of arXiv 1804.04235.
     """
-    lr = check_schedule("learning_rate", learning_rate)
-    rho = as_schedule(schedules.relative_step(lr) if check_flag("relative_step", relative_step) else lr)
+    relative_step = check_flag("relative_step", relative_step)
+    lr = check_schedule("learning_rate", learning_rate, at_least=0 if relative_step else None)
+    rho = as_schedule(schedules.relative_step(lr) if relative_step else lr)
 
     def update(updates: Updates, state: optax.EmptyState, params: Tree, *, step: Step) -> Any:
         sizes = [number(rho(step.t), leaf.compute) for leaf in step.leaves]

@@ -43,7 +43,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree) -> Tree:
         True
     """
     if not callable(getattr(tx, "init", None)):
-        raise TypeError(f"tx must be an optax transformation, got {tx!r}. Call its constructor: adafactor(1e-2).")
+        raise TypeError(str(refusal("tx", "an optax transformation", tx, "Call its constructor: adafactor(1e-2).")))
     mesh = _mesh_of(params)
     # On an Explicit mesh the type of every array says where it lies, so tracing `init` there answers the question.
     explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.axis_names))

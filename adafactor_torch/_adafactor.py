@@ -150,6 +150,10 @@ class Adafactor(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, which may override every field and name a `recipe`. One that is refused leaves no trace."""
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which says what it must be
+        if "params" not in param_group:
+            raise refusal("param_group", "a dict with 'params'", param_group)
         super().add_param_group(completed(param_group))
         try:
             check_group(self.param_groups[-1])
@@ -281,8 +285,6 @@ class Adafactor(torch.optim.Optimizer):
         )
         try:
             super().load_state_dict(state_dict)
-        except RecursionError as error:  # of a user's own value in a group, which torch copies
-            raise refusal("state_dict", "nested less deeply", "a value inside itself or nearly so") from error
         finally:
             for hook in hooks:
                 hook.remove()

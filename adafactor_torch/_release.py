@@ -210,8 +210,8 @@ def _tensors_of(model_or_params: Any) -> dict[Tensor, str]:
             )
             raise refusal("model_or_params", "a model of one process", "DistributedDataParallel", remedy)
         given = list(model_or_params.named_parameters())
-    elif isinstance(model_or_params, Iterable) and not isinstance(model_or_params, Tensor):
-        given = list(model_or_params)
+    elif isinstance(model_or_params, Iterable) and not isinstance(model_or_params, Tensor | str | bytes):
+        given = list(model_or_params) if getattr(model_or_params, "shape", None) != () else [model_or_params]
     else:
         given = [model_or_params]
     tensors: dict[Tensor, str] = {}

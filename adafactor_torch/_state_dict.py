@@ -3,6 +3,7 @@
 What the state of a parameter has to be, see `_saved_state`.
 """
 
+import copy
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from adafactor_spec import FIELDS, from_plain, per_name, to_plain
-from adafactor_spec.errors import check_number, plain_number, plain_text, refusal
+from adafactor_spec.errors import check_number, plain_number, plain_text, refusal, shown
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import check_schedule
 
@@ -45,7 +46,7 @@ def check_form(state_dict: Any) -> None:
     """Refuse what has not the containers of a state dict.
 
     Raises:
-        ValueError: one is missing, or of another type.
+        ValueError: one is missing, or of another type, or a group has a value that cannot be copied.
     """
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         got = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else state_dict
@@ -62,6 +63,12 @@ def check_form(state_dict: Any) -> None:
         for key in group["params"]:
             if not isinstance(key, int | str) or isinstance(key, bool):
                 raise refusal(f"params of {who}", "the numbers of parameters", group["params"], _REMEDY)
+        for key, value in group.items():  # torch copies them, a user's own too
+            try:
+                copy.deepcopy(value)
+            except Exception as error:  # whatever somebody else's class raises
+                must, remedy = "one that can be copied", "torch copies a user's own values, too."
+                raise refusal(f"{shown(key)} of {who}", must, value, remedy) from error
 
 
 def check_numbers(saved: StateDict, current: list[Group]) -> None:

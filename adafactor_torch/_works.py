@@ -49,6 +49,8 @@ class Settings:
         Raises:
             ValueError: it is not one of theirs.
         """
+        if not isinstance(p, Tensor):
+            raise refusal("p", "a parameter of this optimizer", p)
         number, place, position = self.places.get(p, (0, -1, 0))
         counts = [len(group["params"]) for group in groups]
         if counts != self._counts or place < 0 or groups[number]["params"][place] is not p:

@@ -46,7 +46,7 @@ def number(
 
 
 def _of_step(t: Any) -> Any:
-    return 0.5 / (t + 1)
+    return 0.5 / (t + 1.0)
 
 
 SCHEDULES = (schedules.power_decay(), schedules.adam_decay(0.5), schedules.inverse_sqrt(4), _of_step)

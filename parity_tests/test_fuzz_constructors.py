@@ -118,7 +118,7 @@ WAYS: dict[str, Callable[[Mapping[str, Any]], Adafactor]] = {
 }
 
 
-@cases(150, 6000)
+@cases(100, 6000)
 @given(fields.crossed(), st.sampled_from(list(WAYS)))
 def test_fields(given: dict[str, Hostile], way: str) -> None:
     """Every way into the torch optimizer takes the fields that a recipe takes, and they mean the same."""
@@ -138,10 +138,12 @@ def test_fields(given: dict[str, Hostile], way: str) -> None:
         return
     assert_plain(made)
     plain = replace(BASE, **fields.plain(given))
-    assert made == plain
+    # A decay that is an array of 0 stays a decay, as the array may have another value when a step is traced.
+    a_decay = isinstance(raw.get("weight_decay"), jax.Array) and not plain.decays
+    assert (replace(made, weight_decay=0.0) if a_decay else made) == plain
     assert from_plain(to_plain(made.factoring)) == made.factoring
     assert made.describe()
-    assert hash(made) == hash(plain)
+    assert a_decay or hash(made) == hash(plain)
     assert pickle.loads(pickle.dumps(made)) == made
     assert_same(after_steps(optimizer), expected(plain))
 
@@ -163,7 +165,7 @@ def in_jax(given: Mapping[str, Any]) -> Any:
     return adafactor(**{"learning_rate" if name == "lr" else name: value for name, value in given.items()})
 
 
-@cases(30, 3000)
+@cases(12, 3000)
 @given(fields.crossed())
 def test_fields_in_jax(given: dict[str, Hostile]) -> None:
     bad, sure = fields.must_be_refused(given, vars(BASE)), all(value.sure for value in given.values())

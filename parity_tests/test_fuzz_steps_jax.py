@@ -113,7 +113,7 @@ def wide(x: Any) -> Array:
     return np.asarray(jnp.asarray(x)).astype(np.float64)
 
 
-@cases(25, 2500)
+@cases(12, 2500)
 @given(
     any_recipe(),
     st.lists(leaves(), min_size=1, max_size=2),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.experimental import sparse
@@ -144,6 +145,8 @@ BAD_PIECES: list[tuple[str, dict[str, Any], str]] = [
     ("clip_by_block_rms", {"threshold": NAN}, "threshold must be positive, got nan."),
     ("clip_by_block_rms", {"factoring": "last_two"}, "factoring must be a factoring rule, got 'last_two'."),
     ("scale_by_step_size", {"learning_rate": NAN}, "learning_rate must be a finite number, got nan."),
+    ("scale_by_step_size", {"learning_rate": -1.0, "relative_step": True}, "learning_rate must be at least 0, got -1."),
+    ("scale_by_step_size", {"relative_step": "2.0"}, "relative_step must be True or False, got '2.0'."),
     ("scale_by_parameter_scale", {"step": NAN}, "step must be a finite number, got nan."),
     ("scale_by_parameter_scale", {"eps2": -1.0}, "eps2 must be at least 0, got -1.0."),
     ("scale_by_parameter_scale", {"max_parameter_scale": 0.0}, "max_parameter_scale must be positive, got 0.0."),
@@ -176,6 +179,42 @@ def test_parameters_that_are_not_real_numbers(dtype: str) -> None:
     refused(lambda: adafactor().init(params), message)
     real = tree(0)
     refused(lambda: adafactor().update(real, adafactor().init(real), params), message)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "parameter 'w' must be an array, got 'str'."),
+        (object(), "parameter 'w' must be an array, got 'object'."),
+        (np.array("floor"), "dtype of parameter 'w' must be one of float64, float32, bfloat16, float16, got '<U5'."),
+    ],
+    ids=brief,
+)
+def test_what_is_no_parameter(value: Any, message: str) -> None:
+    refused(lambda: adafactor().init({"w": value}), message)
+
+
+@pytest.mark.parametrize("dtype", ["object", "U3", "M8[s]"])
+def test_an_array_of_no_numbers_is_no_gradient(dtype: str) -> None:
+    params = {"w": jnp.ones(3)}
+    grads = {"w": np.zeros(3, dtype)}
+    message = "gradient of 'w' must be an array of numbers, got "
+    refused(lambda: adafactor().update(grads, adafactor().init(params), params), message)
+
+
+def test_a_mask_of_another_structure() -> None:
+    params = {"w": jnp.ones(3)}
+    message = "weight_decay_mask must be a tree of bools like the parameters, a prefix of one, or a function that"
+    tx = adafactor(weight_decay=0.1, weight_decay_mask=lambda p: (p, p))
+    refused(lambda: tx.update(params, tx.init(params), params), message)
+
+
+def test_shardings_of_no_transformation() -> None:
+    refused(
+        lambda: adafactor_jax.state_shardings(object(), {"w": jnp.ones(2)}),
+        "tx must be an optax transformation, got <object object at",
+        TypeError,
+    )
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,8 @@ def test_a_refusal_names_the_originals_argument(recipe: str, argument: str) -> N
         (lambda: recipes.big_vision(wd_mults={"(": 1.0}), r"wd_mults must be regular expressions, got '\('"),
         (lambda: recipes.big_vision_cappa(total_steps=100), "total_steps must be greater than 10000, got 100"),
         (lambda: recipes.kohya_finetune(warmup_steps=0), "warmup_steps must be at least 1, got 0"),
+        (lambda: recipes.kohya_finetune(lr=-0.8), "^lr must be at least 0, got -0.8"),
+        (lambda: recipes.algoperf(learning_rate="mo"), "^learning_rate must be a number, .*, got 'mo'"),  # type: ignore[arg-type]
         (lambda: recipes.keras(beta_2_decay=0.8), "beta_2_decay must be at most 0, got 0.8"),
         (lambda: recipes.colossalai(relative_step=NO), "relative_step must be True, got .*recipes.transformers"),
         (lambda: recipes.praxis(), r"decay_method must be 'pow' or 'adam', got ''"),

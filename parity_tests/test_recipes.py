@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -112,6 +113,10 @@ def test_the_starting_point_as_it_runs() -> None:
     assert default.factoring == factoring.as_matrix and default.relative_step and default.lr == 1e-2
     constant = recipes.adafactor_pytorch(non_constant_decay=False)
     assert constant.beta2 == 0.999 and constant.amsgrad
+    # A float is section 7.1's decay in whatever form it is given, a whole number stays what it is.
+    halves: list[Any] = [0.5, np.float32(0.5), np.array(0.5), jnp.asarray(0.5)]
+    for half in halves:
+        assert recipes.adafactor_pytorch(beta1=half).beta1 == schedules.adam_decay(0.5)
     assert recipes.adafactor_pytorch(beta1=0.0).beta1 is None and recipes.adafactor_pytorch(beta1=0).beta1 is None
     assert recipes.adafactor_pytorch(enable_factorization=False).factoring == factoring.no_factoring
     both = [recipes.adafactor_pytorch(cliping_threshold=0.5), recipes.adafactor_pytorch(clipping_threshold=0.5)]

@@ -197,6 +197,29 @@ def test_torchs_own_refusals_stay() -> None:
         Adafactor([{"params": {first, second}}])
 
 
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ("text", TypeError, "param_group must be a dict"),
+        ({}, ValueError, "param_group must be a dict with 'params', got {}."),
+        ({"lr": 0.1}, ValueError, "param_group must be a dict with 'params', got {'lr': 0.1}."),
+    ],
+    ids=["text", "empty", "no params"],
+)
+def test_what_is_no_group_is_refused(group: Any, error: type[Exception], message: str) -> None:
+    optimizer = Adafactor([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(error) as caught:
+        optimizer.add_param_group(group)
+    assert str(caught.value).startswith(message)
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("p", ["w", None, 3, [torch.ones(2)]], ids=["text", "None", "number", "list"])
+def test_step_param_of_no_parameter_is_refused(p: Any) -> None:
+    with pytest.raises(ValueError, match=r"^p must be a parameter of this optimizer, got "):
+        Adafactor([torch.nn.Parameter(torch.ones(2))]).step_param(p)
+
+
 # ----------------------------------------------------------------------------------------------- refused gradients
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -161,6 +162,8 @@ def test_bad_arguments_leave_no_trace() -> None:
         (torch.nn.ReLU(), optimizer, "requires a gradient"),
         (model.weight, optimizer, r"model_or_params must be a torch.nn.Module or parameters, got 'Parameter'"),
         (None, optimizer, r"got 'NoneType'. Pass model"),
+        (np.array(0.5), optimizer, r"got 'ndarray'. Pass model"),
+        ("model", optimizer, r"got 'str'. Pass model"),
         ([{"params": [model.weight]}], optimizer, "got 'dict'"),
         ([model.weight], torch.optim.SGD([model.weight]), "optimizer must be an adafactor_torch.Adafactor, got 'SGD'"),
         ([model.weight], None, "Accelerate"),

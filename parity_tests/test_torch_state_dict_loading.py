@@ -109,6 +109,25 @@ def test_keys_of_others_in_a_group_are_no_reason_to_refuse(ours: bool) -> None:
     advance(optimizer, 3, 3)
 
 
+def nested_deeply() -> Any:
+    value: Any = 0.5
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [copy, nested_deeply()], ids=["a module", "a deep list"])
+def test_a_value_of_the_users_that_cannot_be_copied_is_refused(value: Any) -> None:
+    """torch copies the groups, and would fail with an error of Python's own."""
+    optimizer = stepped(Adafactor(parameters()))
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["mine"] = value
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"^'mine' of group 0 of the state dict must be one that can be copied, got "):
+        optimizer.load_state_dict(saved)
+    assert snapshot(optimizer) == before
+
+
 def test_another_number_of_groups_is_torchs_own_error() -> None:
     first, *rest = parameters()
     saved = stepped(Adafactor([{"params": [first]}, {"params": rest}])).state_dict()

@@ -162,4 +162,4 @@ def _recipe(
 def _decay(name: str, beta: Any, non_constant: bool) -> Any:
     """A float becomes section 7.1's decay; an integer and a function stay what they are, as in the original."""
     plain = check_schedule(name, beta, at_least=0, below=1)
-    return adam_decay(plain) if non_constant and isinstance(beta, float) else plain
+    return adam_decay(plain) if non_constant and isinstance(plain, float) else plain

@@ -7,6 +7,7 @@ from .._recipe import Recipe
 from ..errors import check_flag, check_number, check_step
 from ..schedules import (
     ScalarOrSchedule,
+    check_schedule,
     cosine_decay,
     inverse_sqrt,
     linear_cooldown,
@@ -14,6 +15,7 @@ from ..schedules import (
     product,
     zero_based,
 )
+from ._arguments import of_count
 from ._big_vision import big_vision
 from ._fairseq import kohya, transformers
 from ._praxis import praxis
@@ -193,6 +195,7 @@ def kohya_finetune(lr: float = 4e-7, warmup_steps: int = 100) -> Recipe:
     Source: kohya-ss/sd-scripts, docs/train_SDXL-en.md.
     """
     warmup_steps = check_step("warmup_steps", warmup_steps, at_least=1)
+    lr = check_schedule("lr", lr, at_least=0)
     warm = zero_based(linear_warmup(lr, warmup_steps))
     return kohya(lr=warm, scale_parameter=False, relative_step=False, warmup_init=False)
 
@@ -213,6 +216,7 @@ def algoperf(
 
     Source: mlcommons/algorithmic-efficiency, reference_algorithms/paper_baselines/adafactor/jax/sharded_adafactor.py.
     """
+    of_count("learning_rate", learning_rate)  # refuses it under the name that it has here
     return praxis(
         learning_rate,
         weight_decay=weight_decay,
