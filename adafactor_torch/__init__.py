@@ -8,6 +8,6 @@ Learning rates, decays and factoring rules are values of `adafactor_spec.schedul
 """
 
 from ._adafactor import Adafactor
-from ._release import release_gradients
+from ._gradient_release import release_gradients
 
 __all__ = ["Adafactor", "release_gradients"]

@@ -11,13 +11,13 @@ from adafactor_spec.errors import refusal, refuse_unknown_keywords
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import ScalarOrSchedule
 
+from . import _compiled_step as traced
 from . import _state_dict as saved
-from . import _traced as traced
-from ._engine import Engine
-from ._groups import OPTIONS, Group, check_group, check_options, completed, group_fields, number_in, split_lr
-from ._phases import State
-from ._release import steps_in_backward
+from ._gradient_release import steps_in_backward
+from ._param_groups import OPTIONS, Group, check_group, check_options, completed, group_fields, number_in, split_lr
 from ._saved_state import restored
+from ._step.driver import Engine
+from ._task.task import State
 
 
 class Adafactor(torch.optim.Optimizer):

@@ -9,9 +9,9 @@ from torch import Tensor
 from adafactor_spec import dtypes
 from adafactor_spec.errors import check_whole, is_number, refusal
 
-from ._groups import FLOATS, Group, counts_on_device, named, plan_of, recipe_of
-from ._phases import COUNT, Setting, State
-from ._sharded import is_dtensor, laid, local_of
+from ._param_groups import Group, counts_on_device, named, plan_of, recipe_of
+from ._sharding.dtensor import is_dtensor, laid, local_of
+from ._task.task import COUNT, FLOATS, Setting, State
 
 _SECOND_MOMENTS = ("v_row", "v_col", "v", "v_max")
 # Where the state is not what the recipe in use keeps, and where it is not what the saved one does.

@@ -15,7 +15,7 @@ from adafactor_spec.errors import check_number, plain_number, plain_text, refusa
 from adafactor_spec.factoring import Rule
 from adafactor_spec.schedules import check_schedule
 
-from ._groups import OPTIONS, Group, check_group, check_lr, number_in
+from ._param_groups import OPTIONS, Group, check_group, check_lr, number_in
 from ._saved_state import check_tensor
 
 StateDict = dict[str, Any]

@@ -10,11 +10,12 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.debug import CommDebugMode
 
 from adafactor_spec import Recipe, factoring
-from adafactor_torch import Adafactor, _wires
-from adafactor_torch._blocks import Part
-from adafactor_torch._canonical import from_view
-from adafactor_torch._phases import NO_AMP, Setting, Work
-from adafactor_torch._sharded import Lay
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.eager.blocks import Part
+from adafactor_torch._sharding import process_groups as _wires
+from adafactor_torch._sharding.dtensor import Lay
+from adafactor_torch._task.matrix_view import from_view
+from adafactor_torch._task.task import NO_AMP, Setting, Work
 
 from . import sharded_runs as runs
 from .sharded_runs import SHAPES, Shape

@@ -8,7 +8,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from adafactor_torch import Adafactor, _native
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.cpp import build as _native
 
 from . import sharded_runs as runs
 from .sharded_runs import Shape

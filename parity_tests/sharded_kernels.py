@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafactor_torch import _engine, _groups, _saved_state, _works
-from adafactor_torch._triton_parts import TritonParts
+from adafactor_torch import _param_groups as _groups
+from adafactor_torch import _saved_state
+from adafactor_torch._backends.triton.parts import TritonParts
+from adafactor_torch._step import driver as _engine
+from adafactor_torch._step import tasks as _works
 
 from . import sharded_behaviour as behaviour
 from . import sharded_runs as runs

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from adafactor_spec.factoring import Plan
-from adafactor_torch import _fused_sharded
-from adafactor_torch._canonical import reduced_axes
-from adafactor_torch._phases import NO_AMP, Amp, Work
-from adafactor_torch._pieces import Piece
-from adafactor_torch._sharded_held import Held
+from adafactor_torch._backends.triton import backend as _fused_sharded
+from adafactor_torch._sharding.held import Held
+from adafactor_torch._task.matrix_view import reduced_axes
+from adafactor_torch._task.shard import Piece
+from adafactor_torch._task.task import NO_AMP, Amp, Work
 from parity_tests.torch_runs import Shape
 from parity_tests.triton_runs import DEVICE
 
@@ -29,7 +29,7 @@ def ranks_of(splits: Splits) -> list[Shape]:
 
 
 class Lay:
-    """What `adafactor_torch._sharded.Lay` says of a part, from its place on the mesh."""
+    """What `adafactor_torch._sharding.dtensor.Lay` says of a part, from its place on the mesh."""
 
     mesh = "the mesh"
 

@@ -18,7 +18,7 @@ from adafactor_parity import lint
 from adafactor_parity._lint.code import expression
 from adafactor_parity._lint.constructors import usual_name
 from adafactor_spec import Recipe, recipes, replace
-from adafactor_torch._groups import recipe_of
+from adafactor_torch._param_groups import recipe_of
 
 SETTINGS = json.loads((Path(__file__).parent / "vectors" / "settings.json").read_text())["implementations"]
 

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from adafactor_torch import Adafactor, _native
-from adafactor_torch._native import _cache, _compiler
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends.cpp import compiler as _compiler
+from adafactor_torch._backends.cpp import library_cache as _cache
 
 from .torch_runs import snapshot
 
@@ -28,11 +30,11 @@ USER = 12345  # neither root nor who runs the tests
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of this machine, as its compiler makes it."""
     assert _native.library() is not None
-    using, texts = _compiler.command(), _native._texts("step")
-    folder, key = _cache.folder(), _native._key("step", using, texts)
+    using, texts = _compiler.command(), _native._texts("whole")
+    folder, key = _cache.folder(), _native._key("whole", using, texts)
     found = sorted(folder.glob(f"{key}-*.so")) if folder else []
     path: Path = tmp_path_factory.mktemp("real") / "step.so"
-    path.write_bytes(found[0].read_bytes() if found else _compiler.compiled(using, "step", texts))
+    path.write_bytes(found[0].read_bytes() if found else _compiler.compiled(using, "whole", texts))
     return path
 
 
@@ -70,7 +72,7 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done
 def again() -> tuple[Any, str]:
     """The library and the reason, as another process would find them."""
     _native.found.cache_clear()
-    return _native.found("step")
+    return _native.found("whole")
 
 
 def compilations(log: Path) -> list[str]:

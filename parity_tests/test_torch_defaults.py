@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from adafactor_spec import schedules
-from adafactor_torch import Adafactor, _eager, release_gradients
+from adafactor_torch import Adafactor, release_gradients
+from adafactor_torch._backends.eager import backend as _eager
 
 from . import sharded_defaults
 from .torch_runs import frozen, values

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adafactor_spec import Recipe, per_name, replace, rounding_key, schedules
 from adafactor_torch import Adafactor
-from adafactor_torch._groups import numbers_of
-from adafactor_torch._tensor_numbers import OnDevice, keys_on_device, numbers_on_device
+from adafactor_torch._param_groups import numbers_of
+from adafactor_torch._task.device_schedules import OnDevice, keys_on_device, numbers_on_device
 
 from .profiles import examples
 from .random_recipes import any_recipe

@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adafactor_spec import Recipe, recipes, schedules
-from adafactor_torch import Adafactor, _engine, _groups, _saved_state, _works
+from adafactor_torch import Adafactor, _saved_state
+from adafactor_torch import _param_groups as _groups
+from adafactor_torch._step import driver as _engine
+from adafactor_torch._step import tasks as _works
 
 from .profiles import examples
 from .random_recipes import any_recipe, problems

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adafactor_torch import (
-    Adafactor,
-    _compiled_table,
-    _eager,
-    _engine,
-    _native,
-    _paths,
-    _phases,
-    _works,
-    release_gradients,
-)
-from adafactor_torch._undo import Undo
+from adafactor_torch import Adafactor, release_gradients
+from adafactor_torch._backends import reference as _phases
+from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends.cpp import table as _compiled_table
+from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._step import driver as _engine
+from adafactor_torch._step import paths as _paths
+from adafactor_torch._step import state as _state
+from adafactor_torch._step.undo import Undo
 
 from .torch_runs import advance, all_parameters, frozen, parameters, set_gradients, snapshot
 
@@ -100,7 +97,7 @@ def of_another_dtype(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
 def library(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
     """The C++ that cannot be built, where warnings are errors; and what takes its place elsewhere."""
 
-    def broken(unit: str = "step") -> Any:
+    def broken(unit: str = "whole") -> Any:
         raise Broken("no library")
 
     patch.setattr(_native, "library", broken)
@@ -108,7 +105,7 @@ def library(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
 
 
 def no_memory_for_state(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
-    kept, left = _works.kept, [3]
+    kept, left = _state.kept, [3]
 
     def failing(*args: Any) -> Any:
         left[0] -= 1
@@ -349,7 +346,7 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
 def test_a_sum_over_processes_that_fails_before_anything_is_written(mesh: Any, before: int, fused: bool) -> None:
     from torch.distributed.tensor import DTensor, Shard
 
-    from adafactor_torch._wires import Wires
+    from adafactor_torch._sharding.process_groups import Wires
 
     def shared(x: Tensor) -> Tensor:
         return DTensor.from_local(x, mesh, [Shard(0)], run_check=False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adafactor_torch import _eager
+from adafactor_torch._backends.eager import backend as _eager
 
 from . import field_pairs as pairs
 from . import sharded_pairs

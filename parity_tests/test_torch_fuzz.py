@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 )
 
 from adafactor_spec import FIELDS, Recipe, factoring, recipes, replace
-from adafactor_torch import Adafactor, _eager
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.eager import backend as _eager
 
 from . import torch_draws as draws
 from .profiles import examples

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adafactor_torch import Adafactor, _eager, _memory
-from adafactor_torch._memory import overlaps
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._task import memory as _memory
+from adafactor_torch._task.memory import overlaps
 from benchmarks.torch.memory import peak_bytes
 
 from .test_torch_device_steps import count_here

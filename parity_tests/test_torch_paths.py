@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adafactor_spec import Recipe, factoring
-from adafactor_torch import Adafactor, _eager, _native
+from adafactor_torch import Adafactor
+from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends.eager import backend as _eager
 
 from .profiles import examples
 from .random_recipes import any_recipe, problems

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adafactor_spec import Recipe, factoring, recipes, schedules
 from adafactor_torch import Adafactor, release_gradients
-from adafactor_torch._eager import BLOCK, SMALL
+from adafactor_torch._backends.eager.backend import BLOCK, SMALL
 
 from .release_runs import WIDTH, Net, backward, guarded, small
 from .torch_runs import bits, snapshot, through_disk

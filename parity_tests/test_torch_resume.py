@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from adafactor_spec import Recipe, factoring, recipes, schedules
 from adafactor_spec.factoring import explicit
 from adafactor_torch import Adafactor
-from adafactor_torch._groups import OPTIONS
+from adafactor_torch._param_groups import OPTIONS
 
 from .torch_runs import (
     DTYPES,

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adafactor_spec import Recipe, factoring
-from adafactor_torch._phases import NO_AMP, Amp, Setting, Work
-from adafactor_torch._sharded_flags import Flags
+from adafactor_torch._sharding.step_mask import Flags
+from adafactor_torch._task.task import NO_AMP, Amp, Setting, Work
 
 from .test_torch_numbers import NoReads
 

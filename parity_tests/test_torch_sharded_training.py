@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from adafactor_torch import _wires
-from adafactor_torch._wires import Asked, Wires
+from adafactor_torch._sharding import process_groups as _wires
+from adafactor_torch._sharding.process_groups import Wires
+from adafactor_torch._task.shard import Asked
 
 from . import sharded_models as models
 from . import sharded_release as release

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from adafactor_torch import _triton_parts
+from adafactor_torch._backends.triton import parts as _triton_parts
 
 from . import sharded_behaviour as behaviour
 from . import sharded_kernels as kernels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adafactor_torch import Adafactor
-from adafactor_torch._steady import Steady
+from adafactor_torch._step.task_cache import Steady
 
 PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "compiled": {"fused": True}}
 SHAPES = [(6, 5), (7,), (6, 5), (3, 4, 2)]

@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_map_only
 
 from adafactor_torch import Adafactor
-from adafactor_torch._memory import has_address
+from adafactor_torch._task.memory import has_address
 
 from .torch_runs import values
 

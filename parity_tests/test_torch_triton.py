@@ -55,7 +55,7 @@ def test_the_optimizer_does_not_import_triton() -> None:
 
 @needs_a_gpu
 def test_a_step_waits_for_nothing() -> None:
-    from adafactor_torch._fused import step
+    from adafactor_torch._backends.triton.launch_group import step
     from parity_tests.triton_runs import few, set_step
 
     works = few("average of updates", torch.bfloat16, telemetry=True, skipped=True, rounding="stochastic")
@@ -72,7 +72,7 @@ def test_a_step_waits_for_nothing() -> None:
 
 @needs_a_gpu
 def test_a_captured_step_is_the_step() -> None:
-    from adafactor_torch._fused import step
+    from adafactor_torch._backends.triton.launch_group import step
     from parity_tests.triton_runs import few, kept, on_device, set_step
 
     captured, eager = (few("average of updates", torch.bfloat16) for _ in "12")
@@ -104,7 +104,7 @@ def test_a_captured_step_is_the_step() -> None:
 
 @needs_a_gpu
 def test_a_capture_refuses_tensors_that_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adafactor_torch._fused import step
+    from adafactor_torch._backends.triton.launch_group import step
     from parity_tests.triton_runs import few, set_step
 
     works = few("paper", torch.float32)

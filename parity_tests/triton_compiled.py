@@ -9,8 +9,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adafactor_torch import _fused, _triton_tiles
-from adafactor_torch._phases import Amp
+from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton import tiles as _triton_tiles
+from adafactor_torch._task.task import Amp
 from parity_tests.sharded_parts import SPLITS, Parts
 from parity_tests.triton_runs import few, set_step
 

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafactor_spec import Recipe, factoring
 from adafactor_spec.factoring import explicit
-from adafactor_torch import _fused, _phases
-from adafactor_torch._fused import step
-from adafactor_torch._phases import Amp, Work
+from adafactor_torch._backends import reference as _phases
+from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton.launch_group import step
+from adafactor_torch._task.task import Amp, Work
 from parity_tests.triton_runs import (
     DEVICE,
     FEW,

@@ -8,7 +8,7 @@ import torch
 
 from adafactor_spec import Recipe, dtypes, factoring, oracle
 from adafactor_spec.factoring import explicit
-from adafactor_torch._fused import step
+from adafactor_torch._backends.triton.launch_group import step
 from parity_tests.torch_runs import GAPS, Array, Shape, values
 from parity_tests.triton_runs import (
     FEW,

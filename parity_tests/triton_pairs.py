@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from adafactor_torch import _fused
-from adafactor_torch._compiled import Compiled
-from adafactor_torch._phases import Amp, Work
+from adafactor_torch._backends.cpp.compiled import Compiled
+from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._task.task import Amp, Work
 from parity_tests import field_pairs as pairs
 from parity_tests.profiles import examples
 

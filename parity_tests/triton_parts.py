@@ -10,12 +10,12 @@ from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle
 from adafactor_spec.factoring import explicit
-from adafactor_torch import _fused
-from adafactor_torch._canonical import reduced_axes
-from adafactor_torch._fused import step
-from adafactor_torch._phases import NO_AMP, Amp, Work
-from adafactor_torch._sharded_flags import Flags as SharedFlags
-from adafactor_torch._sharded_held import Held
+from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton.launch_group import step
+from adafactor_torch._sharding.held import Held
+from adafactor_torch._sharding.step_mask import Flags as SharedFlags
+from adafactor_torch._task.matrix_view import reduced_axes
+from adafactor_torch._task.task import NO_AMP, Amp, Work
 from parity_tests.sharded_parts import SPLITS, Flags, Lay, Parts, Splits, Wires, steps_of
 from parity_tests.test_torch_sharded_flags import NoLists, Operators
 from parity_tests.torch_runs import FLOAT64, GAPS, Shape, bits

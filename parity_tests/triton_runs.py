@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle, rounding_key, schedules
-from adafactor_torch._canonical import canonical
-from adafactor_torch._fused import step
-from adafactor_torch._groups import FLOATS, numbers_of
-from adafactor_torch._phases import Setting, Work
+from adafactor_torch._backends.triton.launch_group import step
+from adafactor_torch._param_groups import numbers_of
+from adafactor_torch._task.matrix_view import canonical
+from adafactor_torch._task.task import FLOATS, Setting, Work
 from parity_tests.torch_runs import FLOAT64, Array, Shape, bits, gradient, values
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""C++ for CPUs, compiled on this machine at the first step."""

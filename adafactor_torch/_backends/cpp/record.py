@@ -1,0 +1,132 @@
+"""A row of the table from which the C++ in `src/` steps parameters: one of them, or the part that is held here."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..._sharding.dtensor import Lay
+from ..._task.matrix_view import canonical, elements_of, from_view, reduced_axes, strides_of, view_of
+from ..._task.task import Work
+
+WORD = "i8"
+_ARRAY = np.dtype([("data", WORD), ("dtype", WORD), ("stride", WORD, 4)])
+_ARRAYS = ("p", "g", "v_row", "v_col", "v", "v_max", "m", "compensation", "element")
+_FLAGS = (
+    *("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momentum_rounding", "scales", "decay"),
+    *("decay_first", "maximize", "rounding", "key"),
+)
+_NUMBERS = (
+    *("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay"),
+    *("eps1", "eps2", "largest", "threshold", "unscale"),
+)
+SHARES = ("row_means", "col_means", "means", "square_means", "p_means", "u_means")
+# `struct Task` of task.h.
+TASK = np.dtype(
+    [("size", WORD, 4)]
+    + [(name, _ARRAY) for name in _ARRAYS]
+    + [(name, WORD) for name in _FLAGS]
+    + [(name, "f8") for name in _NUMBERS]
+    + [(name, WORD) for name in ("squares", "known", "sum_order", "surprised", "telemetry")]
+    + [(name, "f8") for name in ("all_rows", "all_cols", "all")]
+    + [(name, WORD) for name in ("first", *SHARES, "norms", "skip")]
+)
+_ADDRESS = Tensor.data_ptr
+_CODES = {getattr(torch, name): code for code, name in enumerate(("float64", "float32", "bfloat16", "float16"))}
+_CODES[torch.int32] = -1  # of indices, which the C++ knows as such
+_MOMENTUM = (None, "grad", "update", "step")
+_MOMENTUM_ROUNDING = ("store", "use", "decay")
+
+
+class Row:
+    """What is written into a table for one parameter, for as long as its tensors stay where they are.
+
+    Args:
+        work: the parameter, or the part of one that this process holds.
+        lay: of a part, how it lies in the whole.
+    """
+
+    def __init__(self, work: Work, lay: Lay | None = None) -> None:
+        self._setting, self._lay = work.setting, lay
+        self._plan = plan = work.setting.plan if lay is None else lay.plan
+        self._scales = bool(work.setting.recipe.multiply_by_parameter_scale)
+        self._where = _where(work)
+        self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
+        self._gradient: Tensor | None = None
+        self.squares = torch.zeros(canonical(plan).sizes[0], dtype=torch.float64, device="cpu")
+        self.version = -1  # of the parameter after the step in which `squares` were summed
+        record = self.record = np.zeros((), TASK)
+        record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()
+        self._sum_order = np.zeros((), WORD)  # of `squares`, written and read by the C++
+        record["sum_order"] = self._sum_order.ctypes.data
+        for name, x in {"p": work.p.detach(), **work.state}.items():
+            if name != "step":
+                reduced = reduced_axes(name, plan)
+                view = view_of(x, plan, reduced)
+                record[name] = _described(view)
+                if view.data_ptr() != x.data_ptr():
+                    self._copies.append((x, view, reduced))
+        self.copied = bool(self._copies)
+        self._strides = work.grad.stride()
+        gradient = view_of(work.grad.detach(), plan)
+        record["g"] = _described(gradient)
+        self._copies_gradient = gradient.data_ptr() != work.grad.data_ptr()
+        if self._setting.stochastic:
+            self._elements = elements_of(plan, None if lay is None else lay.piece.index())
+            record["element"] = _described(self._elements)
+            record["first"] = self._elements.storage_offset() if self._elements.is_meta else 0
+        _write_flags(record, work)
+
+    def fits(self, work: Work, lay: Lay | None = None) -> bool:
+        """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
+        same = self._setting is work.setting and self._lay is lay and self._where == _where(work)
+        return same and not self.copied and self._strides == work.grad.stride()
+
+    def gradient(self, work: Work) -> int:
+        """Where the gradient is, or a copy of it that is kept for this step."""
+        if not self._copies_gradient:
+            return work.grad.data_ptr()
+        self._gradient = view_of(work.grad.detach(), self._plan)
+        return self._gradient.data_ptr()
+
+    def known(self, version: int) -> bool:
+        """Whether nobody has written the parameter, now of this version, since its squares were summed."""
+        return self._scales and self.version == version
+
+    @property
+    def copies(self) -> bool:
+        """Whether a step has to copy something, be it the gradient alone."""
+        return self.copied or self._copies_gradient
+
+    def copy_back(self) -> None:
+        """Write what was computed in copies to where it belongs."""
+        for x, view, reduced in self._copies:
+            x.copy_(from_view(view, self._plan, tuple(x.shape), reduced))
+        self._copies, self._gradient = [], None
+
+
+def _where(work: Work) -> tuple[Any, ...]:
+    # Addresses and not objects: `tensor.data = ...` moves one.
+    return (work.maximize, work.grad.dtype, work.p.data_ptr(), work.p.stride(), *map(_ADDRESS, work.state.values()))
+
+
+def _described(view: Tensor) -> tuple[int, int, list[int]]:
+    return (0, 0, strides_of(view)) if view.is_meta else (view.data_ptr(), _CODES[view.dtype], strides_of(view))
+
+
+def _write_flags(record: Any, work: Work) -> None:
+    setting, recipe = work.setting, work.setting.recipe
+    record["factored"], record["floors"] = setting.plan.factored, setting.floor is not None
+    record["amsgrad"], record["clips"] = recipe.amsgrad, setting.clips
+    record["momentum"] = _MOMENTUM.index(setting.averages)
+    record["debias"] = recipe.debias
+    record["momentum_rounding"] = _MOMENTUM_ROUNDING.index(recipe.momentum_rounding)
+    record["scales"], record["decay_first"] = recipe.multiply_by_parameter_scale, recipe.decay_before_scale
+    record["decay"] = 1 if setting.l2 else 0 if not setting.decoupled else 2 if recipe.weight_decay_by == "step" else 3
+    record["rounding"] = 1 if setting.stochastic else 2 if setting.compensated else 0
+    record["maximize"] = work.maximize
+    record["eps1"], record["eps2"] = setting.eps1, recipe.eps2
+    record["largest"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
+    record["threshold"] = recipe.clipping_threshold if setting.clips else 1.0

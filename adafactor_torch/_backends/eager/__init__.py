@@ -1,0 +1,1 @@
+"""Eager torch in cache-sized passes."""

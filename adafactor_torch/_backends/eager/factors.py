@@ -1,0 +1,92 @@
+"""R and C of one parameter, of a stack or of a part of one, from its blocks."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.factoring import Plan
+
+from ... import _kernels as kernels
+from ..._task.reductions import mean_of_rows
+from ..._task.shard import Sum
+from ..._task.task import Setting
+
+if TYPE_CHECKING:
+    from .blocks import Part
+
+
+class Factors:
+    """R and C of a part in one step: the first half of phase 2.
+
+    Args:
+        part: the part.
+        rows: means of g^2 over the columns that this process holds, like R.
+        cols: this process's shares of the means over all rows, like C.
+    """
+
+    def __init__(self, part: "Part", rows: Tensor, cols: Tensor) -> None:
+        self._part, one, piece = part, part.one, part.piece
+        self.rows, self.cols = rows, cols
+        self._kept = part.state["v_row"], part.state["v_col"]
+        (of_cols,) = part.setting.plan.cols
+        self.sums: list[Sum] = []
+        self._norm: Tensor | None = None
+        if piece.is_split(one.cols):
+            self.rows *= part.sizes[of_cols] / piece.count(one.cols)
+            self.sums.append(Sum(self.rows, one.cols))
+        self.sums.append(Sum(self.cols, one.rows))
+        self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
+        self._mean, row = mean_of_rows(part.work.setting, piece), self._kept[0]
+        if self._mean == "new":
+            self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
+            self.sums.append(Sum(self._norm, one.rows, one.cols))
+        if self._mean == "parts":
+            self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
+            self.sums += [Sum(old, one.rows, one.cols), Sum(squares, (*one.rows, *one.cols))]
+
+    def update(self) -> list[Sum]:
+        """Put the means into R and C; what is still to be summed up."""
+        part, one, now = self._part, self._part.one, self._part.now
+        for which, kept in enumerate(self._kept):
+            write(kept, self._updated(which), part.good)
+        if self._means is not None:
+            self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
+        if self._mean == "stored":
+            self._norm = self._mean_of_rows(self._kept[0])
+            return [Sum(self._norm, one.rows, one.cols)]
+        return []
+
+    def roots(self) -> tuple[Tensor, ...]:
+        """The roots of both factors."""
+        part, setting = self._part, self._part.setting
+        v_row, v_col = (part.read(moment).to(setting.compute) for moment in self._kept)
+        return kernels.root_factors((v_row, v_col), setting.floor, setting.plan, self._norm)
+
+    def _updated(self, which: int) -> Tensor:
+        now, mean = self._part.now, (self.rows, self.cols)[which]
+        return kernels.ema(self._kept[which].to(mean.dtype), mean, now.beta2, now.beta2_complement)
+
+    def _mean_of_rows(self, x: Tensor) -> Tensor:
+        """This process's share of a mean over the rows."""
+        part = self._part
+        (of_rows,) = part.setting.plan.rows
+        share = part.sizes[of_rows] / part.piece.count(part.one.rows)
+        return kernels.mean(x.to(part.setting.compute), part.setting.plan.rows) * share
+
+
+def no_means(part: "Part") -> tuple[Tensor, Tensor]:
+    """Zeros like R and C, in the computing dtype."""
+    v_row, v_col = part.state["v_row"], part.state["v_col"]
+    rows, cols = (torch.zeros(x.shape, dtype=part.setting.compute, device=x.device) for x in (v_row, v_col))
+    return rows, cols
+
+
+def write(into: Tensor, value: Tensor, good: Tensor | None) -> None:
+    """Copy a value to where the mask says so, or everywhere."""
+    into.copy_(value if good is None else torch.where(good, value, into.to(value.dtype)))
+
+
+def plan_of(x: Tensor, setting: Setting) -> Plan:
+    """The plan of a block."""
+    return Plan(tuple(x.shape), setting.plan.rows, setting.plan.cols, setting.plan.batch)

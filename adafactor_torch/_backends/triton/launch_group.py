@@ -1,0 +1,284 @@
+"""One step of many parameters by the Triton kernels: tables, numbers, launches.
+
+Parameters for which the kernels are compiled alike form a group, and a group takes the same few launches however many
+parameters it has. Its tables stay on the device; per step go to it, without waiting, the numbers of the step and the
+addresses that have changed.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from adafactor_spec import Numbers
+
+from ..._task.task import NO_AMP, Amp, Work, mark_written
+from ..reference import update
+from . import tiles
+from .stages import stages
+from .table_cache import MOVED, remembered
+from .tables import Entry, entry
+
+# Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
+LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
+NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
+
+
+def step(works: Sequence[Work], amp: Amp = NO_AMP) -> None:
+    """One step of every parameter, in place, with nothing read back to the host.
+
+    `reference.update` says what a step does. Where one is left out, a `state["step"]` on the device is taken back; one
+    on the host cannot be, as nobody there knows. A parameter without elements has no program and takes the plain path.
+
+    Args:
+        works: parameters with their gradients, states and numbers. `telemetry` is float32 and contiguous, `skipped`
+            int32 or int64.
+        amp: what a GradScaler says, on the device.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and a tensor is not where it was at the step before.
+    """
+    for _ in steps(ready(works, amp), works, amp):
+        pass
+
+
+def ready(works: Sequence[Work], amp: Amp) -> "list[Group]":
+    """What a step needs: the tables of all parameters, and their kernels compiled."""
+    full = [work for work in works if work.p.numel()]
+    capturing = bool(full) and is_captured(full)
+    groups = _groups(full, amp, capturing) if full else []
+    for group in groups:
+        group.ready(full, amp, capturing)
+    return groups
+
+
+def steps(groups: "list[Group]", works: Sequence[Work], amp: Amp) -> Iterator[Sequence[Work]]:
+    """The step, of what `ready` gave. What it yields is stepped."""
+    for work in works:
+        if not work.p.numel():
+            update(work, amp)
+            yield [work]
+    full = [work for work in works if work.p.numel()]
+    for group in groups:
+        for _ in group.step(full, amp):
+            pass  # whole parameters have one stage
+    mark_written(full)
+    yield full
+
+
+def is_captured(works: Sequence[Work]) -> bool:
+    """Whether a CUDA graph is being made of a step of these."""
+    return works[0].p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class Room(NamedTuple):
+    """Where a group has its workspace, where that is a part of a memory of several groups."""
+
+    memory: Tensor
+    first: int
+    shared: list[dict[int, int]]  # of each parameter the columns of `ints` for what processes share, and where that is
+
+
+@dataclass
+class Group:
+    """Parameters that the same kernels step, and what these are told of them."""
+
+    options: tiles.Options
+    device: torch.device
+    members: list[int]  # positions among the works
+    entries: list[Entry]
+    room: Room | None = None
+    moved: list[list[int]] = field(default_factory=list)  # what `moving` was given last
+    noted: list[list[float]] = field(default_factory=list)  # what `numbers` was
+    offsets: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # of numbers in one tensor
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        wide, room = wide_of(self.options), self.room
+        rows, used = [], room.first if room else 0
+        for i, one in enumerate(self.entries):
+            row = [0] * tiles.INTS.value
+            row[:4] = one.sizes
+            for column, size in enumerate(one.workspace, tiles.ROW_PARTS.value):
+                row[column], used = used, used + size
+            for column, place in one.places.items():
+                row[column : column + 5] = place
+            for column, where in room.shared[i].items() if room else ():
+                row[column] = where
+            rows.append(row)
+        count = len(rows)
+        self.ints = _upload(rows, torch.int64, self.device)
+        self.floats = _upload([one.floats for one in self.entries], wide, self.device)
+        self.work = room.memory if room else torch.empty(used, dtype=wide, device=self.device)
+        self.flags = torch.zeros(count, dtype=torch.int32, device=self.device)
+        self.moving = torch.zeros((count, tiles.MOVING.value), dtype=torch.int64, device=self.device)
+        self.numbers = torch.zeros((count, tiles.NUMBERS_WIDTH.value), dtype=wide, device=self.device)
+        self.constant = tiles.Options(*(tl.constexpr(option) for option in self.options))
+        self.programs = {kind: self._programs(kind) for kind in self.entries[0].programs}
+
+    def _programs(self, kind: str) -> Tensor:
+        counts = torch.tensor([one.programs[kind] for one in self.entries], dtype=torch.int64, device="cpu")
+        which = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int64, device="cpu"), counts)
+        within = torch.arange(len(which), dtype=torch.int64, device="cpu") - (counts.cumsum(0) - counts)[which]
+        return _upload(torch.stack([which, within], dim=1), torch.int32, self.device)
+
+    def ready(self, works: Sequence[Work], amp: Amp, capturing: bool) -> None:
+        """What a step needs, and what of it can fail: tables that are up to date, and compiled kernels."""
+        self._tell([works[i] for i in self.members], capturing)
+        if self.device.type == "cuda" and not (self.compiled or capturing):
+            with torch.cuda.device(self.device):
+                for kernel, programs in itertools.chain(*self._stages()):
+                    kernel.warmup(programs, *self._tables(amp), self.constant, grid=(len(programs),), **LAUNCH)
+            self.compiled = True
+
+    def step(self, works: Sequence[Work], amp: Amp) -> Iterator[None]:
+        """One step of its parameters, which pauses between its stages."""
+        own = [works[i] for i in self.members]
+        for work, one in zip(own, self.entries, strict=True):
+            for scratch in one.scratch:
+                scratch.fill(_tensor(work, scratch.name))
+        tables = self._tables(amp)
+        if self.options.skips:
+            self.flags.zero_()
+        for number, stage in enumerate(self._stages()):
+            if number:
+                yield
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+                for kernel, programs in stage:
+                    launch(kernel, programs, tables, self.constant)
+        for work, one in zip(own, self.entries, strict=True):
+            for scratch in one.scratch:
+                if scratch.name != "grad":
+                    scratch.empty(_tensor(work, scratch.name))
+
+    def _tables(self, amp: Amp) -> tuple[Tensor, ...]:
+        pointers = (self.work if x is None else x.to(self.device) for x in amp)
+        return (self.ints, self.moving, self.floats, self.numbers, self.work, self.flags, *pointers)
+
+    def _stages(self) -> list[list[tuple[Any, Tensor]]]:
+        """The kernels of each stage, each with its programs; those without any are left out."""
+        with_programs = [[(kernel, self.programs[kind]) for kernel, kind in stage] for stage in stages(self.options)]
+        return [[(kernel, programs) for kernel, programs in stage if len(programs)] for stage in with_programs]
+
+    def _tell(self, works: list[Work], capturing: bool) -> None:
+        """Bring the device's tables up to date."""
+        nows = {id(work.now): work.now for work in works}
+        which = {known: i for i, known in enumerate(nows)}
+        on_device = any(isinstance(work.key, Tensor) for work in works)
+        moving = [
+            [
+                self._grad_address(work, one),
+                0 if work.telemetry is None else work.telemetry.data_ptr(),
+                0 if work.skipped is None else work.skipped.data_ptr(),
+                work.state["step"].data_ptr(),
+                which[id(work.now)],
+                0 if on_device else work.key,
+            ]
+            for work, one in zip(works, self.entries, strict=True)
+        ]
+        if moving != self.moved:
+            if capturing:
+                raise RuntimeError(MOVED)
+            self.moving.copy_(_pinned(moving, torch.int64, self.device), non_blocking=True)
+            self.moved = moving
+        if on_device:
+            self.moving[:, tiles.KEY.value].copy_(self._column([work.key for work in works]))
+        self._number(list(nows.values()), capturing)
+
+    def _number(self, nows: list[Numbers], capturing: bool) -> None:
+        columns = [[getattr(now, name) for now in nows] for name in NUMBERS]
+        if capturing or any(isinstance(value, Tensor) for column in columns for value in column):
+            self.noted = []
+            for i, column in enumerate(columns):
+                self.numbers[: len(nows), i].copy_(self._column(column))
+            return
+        numbers = [[value or 0.0 for value in row] for row in zip(*columns, strict=True)]
+        if numbers != self.noted:
+            self.numbers[: len(nows)].copy_(_pinned(numbers, self.numbers.dtype, self.device), non_blocking=True)
+            self.noted = numbers
+
+    def _column(self, values: list[Any]) -> Tensor:
+        """Numbers, each a float, None or 0-dimensional tensor, on the device; those of one tensor by one operation."""
+        if all(value is values[0] for value in values):
+            return self._scalar(values[0]).expand(len(values))
+        if not all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
+            return torch.stack([self._scalar(value) for value in values])
+        places = [value.data_ptr() for value in values]
+        lowest, size, memory = min(places), values[0].element_size(), values[0].untyped_storage()
+        start = memory.data_ptr()
+        if lowest < start or max(places) + size > start + memory.nbytes():
+            return torch.stack([self._scalar(value) for value in values])
+        offsets = tuple((place - lowest) // size for place in places)
+        if offsets not in self.offsets:
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(MOVED)
+            self.offsets[offsets] = _upload(offsets, torch.int64, self.device)
+        whole = values[0].as_strided((max(offsets) + 1,), (1,), (lowest - start) // size)
+        return whole.index_select(0, self.offsets[offsets])
+
+    def _grad_address(self, work: Work, one: Entry) -> int:
+        return one.places[tiles.G.value][0] if any(s.name == "grad" for s in one.scratch) else work.grad.data_ptr()
+
+    def _scalar(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(self.device).reshape(())
+        return torch.full((), float(value or 0.0), dtype=torch.float64, device=self.device)
+
+
+def launch(kernel: Any, programs: Tensor, tables: tuple[Tensor, ...], options: tiles.Options) -> None:
+    """One launch, of as many programs as the table has rows."""
+    kernel[(len(programs),)](programs, *tables, options, **LAUNCH)
+
+
+def _groups(works: list[Work], amp: Amp, capturing: bool) -> list[Group]:
+    """The groups of a set of parameters, made when it is first seen."""
+    signature = tuple(x is None for x in amp), tuple(signature_of(work) for work in works)
+    groups: list[Group] = remembered(works[0].p, works, signature, capturing, lambda: _grouped(works, amp))
+    return groups
+
+
+def _grouped(works: list[Work], amp: Amp) -> list[Group]:
+    entries = [entry(work, amp) for work in works]
+    return [Group(o, device, own, [entries[i] for i in own]) for device, o, own in alike(works, entries)]
+
+
+def alike(works: Sequence[Work], entries: list[Entry]) -> list[tuple[torch.device, tiles.Options, list[int]]]:
+    """Which parameters make a group: its device, its options, its members."""
+    members: dict[tuple[torch.device, tiles.Options], list[int]] = {}
+    for i, (work, one) in enumerate(zip(works, entries, strict=True)):
+        members.setdefault((work.p.device, one.options), []).append(i)
+    return [(*kind, own) for kind, own in members.items()]
+
+
+def wide_of(options: tiles.Options) -> torch.dtype:
+    """The dtype of a workspace."""
+    return torch.float64 if options.wide == tl.float64 else torch.float32
+
+
+def signature_of(work: Work) -> tuple[Any, ...]:
+    """What a parameter's row in the tables, and its options, depend on."""
+    grad, skipped = work.grad, work.skipped
+    tensors = [work.p, *(x for name, x in work.state.items() if name != "step")]
+    where = [(x.data_ptr(), x.stride(), x.dtype) for x in tensors]
+    asked = (work.maximize, work.telemetry is None, skipped if skipped is None else skipped.dtype)
+    beside = work.state["step"].device == work.p.device
+    return (id(work.setting), *asked, beside, grad.dtype, grad.stride(), grad.data_ptr() % 16, *where)
+
+
+def _tensor(work: Work, name: str) -> Tensor:
+    return {"p": work.p, "grad": work.grad}.get(name, work.state.get(name, work.p))
+
+
+def _pinned(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the host, in memory that a copy to the device need not wait for and that is not reused before it is done."""
+    host = torch.as_tensor(values, dtype=dtype, device="cpu")
+    return host.pin_memory() if device.type == "cuda" else host
+
+
+def _upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _pinned(values, dtype, device).to(device, non_blocking=True, copy=True)

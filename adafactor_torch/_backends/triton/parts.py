@@ -1,0 +1,39 @@
+"""Sharded parameters on CUDA: the Triton kernels, where all processes have them."""
+
+import functools
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+
+from ..._sharding.held import Held
+from ..._sharding.process_groups import Wires
+from ..._sharding.step_mask import Flags
+from ..._task.shard import Asked
+from ..._task.task import Amp
+
+
+class TritonParts:
+    """Steps parts of parameters by the Triton kernels, which are not imported before they are used."""
+
+    def takes(self, one: Held, wires: Wires) -> bool:
+        """Whether a part is stepped here, on every process alike."""
+        if not one.work.fused or one.work.p.is_cpu:
+            return False
+        return wires.all_have("Triton", one.lay.mesh, lambda: triton_path() is not None)
+
+    def steps(self, held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+        """One step, in place; see `sharded.py` for where it pauses."""
+        from .backend import steps
+
+        return steps(held, flags, wires, amp)
+
+
+@functools.cache
+def triton_path() -> ModuleType | None:
+    """The path of Triton kernels; None, after a warning, where there is no Triton, which comes with torch for CUDA."""
+    try:
+        from . import launch_group
+    except ImportError as error:
+        warnings.warn(f"Adafactor steps eagerly on CUDA: {error}. fused=False is silent.", stacklevel=2)
+        return None
+    return launch_group

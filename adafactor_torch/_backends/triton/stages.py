@@ -1,0 +1,54 @@
+"""Which kernels a group launches, in which order, and for which of its programs.
+
+Between two stages stand the sums over processes, so that whole parameters have one stage only.
+"""
+
+from typing import Any
+
+from . import kernels, tiles
+from . import shard_kernels as shares
+
+Stage = list[tuple[Any, str]]  # kernels, each with the kind of its programs (`Entry.programs`)
+
+
+def stages(o: tiles.Options) -> list[Stage]:
+    """The launches of a step."""
+    if o.shares:
+        return [_statistics(o) + _shares(o), _moments(o), _norms(o), _last()]
+    moments: Stage = [(kernels.moments_kernel, "moments"), (kernels.row_mean_kernel, "matrices")] if o.factored else []
+    norms: Stage = [(kernels.norm_kernel, "units")] if o.norms else []
+    return [_statistics(o) + moments + norms + _last()]
+
+
+def _statistics(o: tiles.Options) -> Stage:
+    return [(kernels.statistics_kernel, "units")] if o.factored or o.weighs or o.skips else []
+
+
+def _last() -> Stage:
+    return [(kernels.size_kernel, "batch"), (kernels.apply_kernel, "units")]
+
+
+def _shares(o: tiles.Options) -> Stage:
+    found: Stage = []
+    if o.factored:
+        found.append((shares.shares_kernel, "moments"))
+    if o.shares in ("new", "parts"):
+        found.append((shares.row_shares_kernel, "matrices"))
+    if o.weighs:
+        found.append((shares.weight_shares_kernel, "batch"))
+    return found
+
+
+def _moments(o: tiles.Options) -> Stage:
+    found: Stage = [(kernels.moments_kernel, "moments")] if o.factored else []
+    return [*found, (shares.row_shares_kernel, "matrices")] if o.shares == "stored" else found
+
+
+def _norms(o: tiles.Options) -> Stage:
+    found: Stage = []
+    if o.factored:
+        norm = kernels.row_mean_kernel if o.shares == "here" else shares.row_norm_kernel
+        found.append((norm, "matrices"))
+    if o.norms:
+        found += [(kernels.norm_kernel, "units"), (shares.update_shares_kernel, "batch")]
+    return found

@@ -1,0 +1,1 @@
+"""All that knows torch.distributed: DTensors, their gradients, process groups, and who takes the step."""

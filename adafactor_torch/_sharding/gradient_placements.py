@@ -1,0 +1,159 @@
+"""Gradients of DTensors, on the parts that this process holds of the parameters.
+
+Most have the placements of their parameter. Others arrive as terms of a sum, or placed otherwise, and processes
+exchange them. A process without the gradient has to take part in that, and so to know of it. Therefore all tell each
+other how the gradient of a parameter arrives, in the first step in which one of them has it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafactor_spec.errors import refusal
+
+from .._task.shard import Asked
+from .._task.task import Work
+from .dtensor import Lay, local_of
+from .process_groups import Wires
+
+_OWN, _REPLICATED, _SUM, _AVERAGE, _SHARDED = range(5)  # kinds of placements; from _SHARDED on, of axis 0, 1, ...
+
+
+class Gradients:
+    """How gradients arrive, which all processes of a mesh know alike."""
+
+    def __init__(self) -> None:
+        self._known: dict[Tensor, tuple[Any, ...]] = {}  # placements
+
+    def of(self, works: list[Work], lays: list[Lay], wires: Wires) -> list[Tensor | None]:
+        """The part of every gradient that belongs to the part of its parameter; None where there is none here.
+
+        Raises:
+            RuntimeError: processes have a gradient in different placements, or in others than in the steps before.
+        """
+        self._tell(works, lays, wires)
+        found: list[Tensor | None] = []
+        moving: list[tuple[int, _Moving]] = []
+        for i, (work, lay) in enumerate(zip(works, lays, strict=True)):
+            known = self._known.get(work.p)
+            grad: Any = None if work.missing else work.grad
+            if grad is not None and known is not None and grad.placements != known:
+                raise RuntimeError(_differing(lay, grad.placements, known))
+            own = known is None or known == lay.placements
+            found.append(local_of(grad) if own and grad is not None else None)
+            if known is not None and not own:
+                moving.append((i, _Moving(work, lay, known)))
+        wires.add([asked for _, one in moving for asked in one.asked(wires)])
+        for i, one in moving:
+            found[i] = one.moved()
+        return found
+
+    def _tell(self, works: list[Work], lays: list[Lay], wires: Wires) -> None:
+        new = [(work, lay) for work, lay in zip(works, lays, strict=True) if work.p not in self._known]
+        asked = [(work, lay, _kinds(work, lay)) for work, lay in new]
+        wires.add([Asked(kinds, wires.of(lay.mesh, lay.several)) for _, lay, kinds in asked])
+        for work, lay, kinds in asked:
+            arriving = [[kind for kind, count in enumerate(row) if count] for row in kinds.tolist()]
+            if not all(arriving):
+                continue  # no process has one yet
+            first, last = (
+                tuple(_placement(row[which], lay, dim) for dim, row in enumerate(arriving)) for which in (0, -1)
+            )
+            if first != last:
+                raise RuntimeError(_differing(lay, first, last))
+            self._known[work.p] = first
+
+
+class _Moving:
+    """A gradient that is to be added up or moved to become one with the placements of its parameter.
+
+    Args:
+        work: of the parameter.
+        lay: how that lies.
+        arrives: the placements of the gradient, also of one that is not here.
+    """
+
+    def __init__(self, work: Work, lay: Lay, arrives: tuple[Any, ...]) -> None:
+        from torch.distributed.tensor import Replicate
+
+        self._work, self._lay, self._partial = work, lay, [dim for dim, x in enumerate(arrives) if x.is_partial()]
+        self._summed = tuple(Replicate() if placement.is_partial() else placement for placement in arrives)
+        grad: Any = None if work.missing else work.grad
+        here = self._zeros() if grad is None else local_of(grad)
+        self._term = here.to(work.setting.compute, copy=bool(self._partial))
+        for dim in self._partial:
+            if arrives[dim].reduce_op == "avg":
+                self._term /= lay.mesh.size(dim)
+        self._holders = torch.full((1,), float(grad is not None), dtype=torch.float32, device=self._term.device)
+
+    def asked(self, wires: Wires) -> list[Asked]:
+        """What is to be summed up: the terms, and which processes have one, among those that exchange parts of it."""
+        mesh, several = self._lay.mesh, self._lay.several
+        other = [dim for dim in several if dim in self._partial or self._summed[dim] != self._lay.placements[dim]]
+        terms = [dim for dim in self._partial if dim in several]
+        term = Asked(self._term, wires.of(mesh, terms), even=False)
+        return [term, Asked(self._holders, wires.of(mesh, other))]
+
+    def moved(self) -> Tensor | None:
+        """The part of the gradient that belongs to the part of the parameter."""
+        from torch.distributed.tensor import DTensor
+
+        p, lay, whole = self._work.p, self._lay, self._term
+        if self._summed != lay.placements:
+            stride = torch.empty(p.shape, dtype=p.dtype, device="meta").stride()
+            made: Any = DTensor.from_local(whole, lay.mesh, self._summed, run_check=False, shape=p.shape, stride=stride)
+            whole = local_of(made.redistribute(placements=lay.placements))
+        # The one read of values, and only where a gradient that moves is missing here: may be nobody has it.
+        return None if self._work.missing and not self._holders.item() else whole
+
+    def _zeros(self) -> Tensor:
+        """In the place of a gradient that is not here."""
+        from torch.distributed.tensor import distribute_tensor
+
+        p: Any = self._work.p
+        whole = torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)  # takes no memory
+        return torch.zeros_like(local_of(distribute_tensor(whole, self._lay.mesh, self._summed, src_data_rank=None)))
+
+
+def _kinds(work: Work, lay: Lay) -> Tensor:
+    """For each dimension of the mesh 1 at the kind of the placement with which a gradient arrives here."""
+    size = lay.mesh.ndim, _SHARDED + len(lay.whole.shape)
+    kinds = torch.zeros(size, dtype=torch.float32, device=work.p.device)
+    if not work.missing:
+        grad: Any = work.grad
+        for dim, placement in enumerate(grad.placements):
+            kinds[dim, _kind(placement, lay, dim)] = 1.0
+    return kinds
+
+
+def _kind(placement: Any, lay: Lay, dim: int) -> int:
+    from torch.distributed.tensor import Shard
+
+    if placement == lay.placements[dim]:
+        return _OWN
+    if placement.is_replicate():
+        return _REPLICATED
+    if placement.is_partial() and placement.reduce_op in ("sum", "avg"):
+        return _SUM if placement.reduce_op == "sum" else _AVERAGE
+    if type(placement) is Shard:
+        return _SHARDED + placement.dim
+    who = f"placements of the gradient of a parameter of shape {lay.whole.shape}"
+    raise refusal(who, "Partial of sum or avg, Shard or Replicate", placement, "Redistribute it first.")
+
+
+def _placement(kind: int, lay: Lay, dim: int) -> Any:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    if kind == _OWN:
+        return lay.placements[dim]
+    made: dict[int, Any] = {_REPLICATED: Replicate(), _SUM: Partial("sum"), _AVERAGE: Partial("avg")}
+    return made[kind] if kind in made else Shard(kind - _SHARDED)
+
+
+def _differing(lay: Lay, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
+    return (
+        f"The gradient of a parameter of shape {lay.whole.shape} arrives as {one} and, on another process or in "
+        f"the steps before, as {other}. Processes that share it cannot agree on how to add it up. Redistribute it to "
+        f"the placements of the parameter, {lay.placements}."
+    )

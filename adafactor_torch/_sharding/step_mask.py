@@ -1,0 +1,121 @@
+"""Which sharded parameters take a step: who has a gradient, and whose is not finite, no process can say alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._task.finite import are_finite
+from .._task.shard import Asked, Wire
+from .._task.task import Amp, Work
+from .dtensor import Lay
+from .process_groups import Wires
+
+PRESENT, BAD = 0, 1  # of a parameter's flags
+
+
+class Flags:
+    """The flags of the works of one step: of this process, and once they have been summed up, of all.
+
+    On a device nothing here is waited for, and how much it is asked does not depend on how many parameters there are,
+    unless a step that the host counts may have to be taken back.
+
+    Args:
+        works: of the step.
+        lays: of their parameters.
+        grads: on the parts that this process holds, None where there is none.
+        wires: the process groups.
+        amp: what a GradScaler says.
+    """
+
+    def __init__(
+        self, works: list[Work], lays: list[Lay], grads: Sequence[Tensor | None], wires: Wires, amp: Amp
+    ) -> None:
+        self._works, self._amp, self._grads = works, amp, grads
+        self._bad: dict[int, Tensor] = {}  # whether it is, of each gradient that has been looked at
+        self._kinds: list[tuple[list[int], Tensor, list[Wire]]] = []
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for i, (work, lay) in enumerate(zip(works, lays, strict=True)):
+            kinds.setdefault((work.p.device, id(lay.mesh), *lay.dims), []).append(i)
+        found: dict[int, tuple[Tensor, int]] = {}
+        for own in kinds.values():
+            lay, flags = lays[own[0]], torch.zeros((len(own), 2), dtype=torch.float32, device=works[own[0]].p.device)
+            # Nobody says of found_inf whether processes with the same part of a parameter have it alike.
+            dims = lay.dims if amp.found_inf is None else lay.several
+            self._kinds.append((own, flags, wires.of(lay.mesh, dims)))
+            found |= {i: (flags, row) for row, i in enumerate(own)}
+        self._of = [found[i] for i in range(len(works))]  # flags of parameters of one kind, and which of them
+
+    def checks(self, place: int) -> bool:
+        """Whether a work is left out where its gradient here is not finite."""
+        return self._works[place].skipped is not None and self._grads[place] is not None
+
+    def tell(self, places: Sequence[int], bad: Tensor) -> None:
+        """Say of some works whether their gradients here are not finite, so that nobody else has to look."""
+        self._bad |= zip(places, bad.unbind(), strict=True)
+
+    def ask(self) -> list[Asked]:
+        """Which parameters have a gradient, and which a bad one: to be summed up over the processes."""
+        for own, flags, _ in self._kinds:
+            flags[:, PRESENT] = 1.0
+            for row, i in enumerate(own):
+                if self._grads[i] is None:
+                    flags[row, PRESENT] = 0.0
+            if any(self.checks(i) for i in own):
+                flags[:, BAD] = self._whose_is_bad(own, flags.device)
+            if self._amp.found_inf is not None:
+                flags[:, BAD] += (self._amp.found_inf != 0).to(flags)
+        return [Asked(flags, wires) for _, flags, wires in self._kinds]
+
+    def good(self, places: Sequence[int]) -> Tensor | None:
+        """Which of some works take the step, on their device; None where nobody here doubts it."""
+        if not self.doubts(places):
+            return None
+        flags = self._summed(places)
+        return (flags[:, PRESENT] > 0) & (flags[:, BAD] == 0)
+
+    def doubts(self, places: Sequence[int]) -> bool:
+        """Whether some of the works may have to be left out, as far as is known here."""
+        return any(self._doubts(i) for i in places)
+
+    def settle(self) -> None:
+        """Say which steps have been left out, and take back their count."""
+        doubted: dict[torch.device, list[int]] = {}
+        for i in filter(self._doubts, range(len(self._works))):
+            doubted.setdefault(self._of[i][0].device, []).append(i)
+        for places in doubted.values():
+            self._settle([self._works[i] for i in places], self._summed(places))
+
+    def _settle(self, works: list[Work], flags: Tensor) -> None:
+        present, bad = flags[:, PRESENT] > 0, flags[:, BAD] > 0
+        counted = [(work.skipped, one) for work, one in zip(works, (present & bad).long().unbind(), strict=True)]
+        counters = [(skipped, one) for skipped, one in counted if skipped is not None]
+        if counters:
+            torch._foreach_add_(*map(list, zip(*counters, strict=True)))
+        out = bad | ~present
+        steps = [(work.state["step"], one) for work, one in zip(works, out.long().unbind(), strict=True) if not work.t]
+        if steps:
+            torch._foreach_sub_(*map(list, zip(*steps, strict=True)))
+        if len(steps) < len(works):
+            for work, taken_back in zip(works, out.tolist(), strict=True):
+                if work.t and taken_back:
+                    work.state["step"] -= 1
+                    work.t = 0
+
+    def _doubts(self, place: int) -> bool:
+        work, grad = self._works[place], self._grads[place]
+        return work.skipped is not None or self._amp.found_inf is not None or grad is None
+
+    def _summed(self, places: Sequence[int]) -> Tensor:
+        return torch.stack([flags[row] for flags, row in (self._of[i] for i in places)])
+
+    def _whose_is_bad(self, own: list[int], device: torch.device) -> Tensor:
+        grads = [
+            (i, grad) for i in own if self.checks(i) and i not in self._bad and (grad := self._grads[i]) is not None
+        ]
+        looked_at = [(i, grad) for i, grad in grads if grad.numel()]
+        if looked_at:
+            self.tell([i for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
+        fine = torch.zeros((), dtype=torch.bool, device=device)
+        return torch.stack([self._bad.get(i, fine) for i in own]).float()

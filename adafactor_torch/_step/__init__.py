@@ -1,0 +1,1 @@
+"""From parameter groups to tasks, and from tasks to backends."""

@@ -1,0 +1,72 @@
+"""A step that fails has not happened: what it has counted and made known is taken back.
+
+Weights and moments cannot be, for that they would have to be copied. So whatever can fail is done before the first of
+them is written. Where something fails after that all the same, as memory may run out, the parameters that have been
+stepped wholly stay stepped and counted, and of all others everything but the memory of the one that was being written
+is as before.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._task.task import Work
+from .state import count, take_back_count
+
+_MISSING = object()
+
+
+@contextlib.contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """A step computes in the dtypes of its recipe and makes tensors that later steps may write, whatever is around it.
+
+    Around it may be autocast, which rounds what is stacked, and inference mode.
+    """
+    with torch._C._DisableAutocast(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class Undo:
+    """What one step takes back if it fails."""
+
+    def __init__(self) -> None:
+        self._actions: list[tuple[Tensor | None, Callable[[], object]]] = []
+        self._counted: list[Work] = []
+        self._stepped: list[Work] = []
+
+    def entry(self, mapping: MutableMapping[Any, Any], key: Any, p: Tensor | None = None) -> None:
+        """Remember an entry before it is written or made; that of a parameter `p` stays where p has been stepped."""
+        before = mapping.get(key, _MISSING)
+        contents = dict(before) if isinstance(before, dict) else {}
+
+        def restore() -> None:
+            if before is _MISSING:
+                mapping.pop(key, None)
+                return
+            mapping[key] = before
+            if isinstance(before, dict):
+                before.clear()
+                before.update(contents)
+
+        self._actions.append((p, restore))
+
+    def count(self, works: list[Work]) -> None:
+        """One step more of each."""
+        self._counted = [work for work in works if work.t]  # to say again what the host counts is no harm
+        count(works)
+        self._counted = works
+
+    def stepped(self, works: Sequence[Work]) -> None:
+        """They have been written wholly."""
+        self._stepped += works
+
+    def take_back(self) -> None:
+        """Make it as it was before, but for what has been stepped."""
+        stepped = {work.p for work in self._stepped}
+        take_back_count([work for work in self._counted if work.p not in stepped])
+        for p, restore in reversed(self._actions):
+            if p is None or p not in stepped:
+                restore()

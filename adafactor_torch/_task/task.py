@@ -1,0 +1,162 @@
+"""One parameter in one step: what is decided once (`Setting`), and the step itself (`Work`)."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adafactor_spec import Numbers, Recipe, dtypes
+from adafactor_spec.dtypes import at_least_float32, is_narrow
+from adafactor_spec.factoring import Plan
+
+NO_GRADIENT = torch.empty(0, dtype=torch.float32, device="cpu")
+COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
+State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What is decided once for a parameter: everything that is neither a tensor nor a number of the step.
+
+    The recipe is the effective one of what is given: a field that has no effect is at its default, so that no way to
+    compute a step can take it for one that has.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    dtype: str  # of the parameter
+    rounding: str = "nearest"
+    by_address: bool = True  # kernels may read and write it there; else only torch's operators know what it is
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", self.recipe.effective())
+
+    def is_of(self, p: Tensor) -> bool:
+        """Whether p still has the shape and the dtype that this was decided for."""
+        return self._dtype is p.dtype and self.plan.shape == p.shape
+
+    @functools.cached_property
+    def _dtype(self) -> torch.dtype:
+        return torch_dtype(self.dtype)
+
+    @functools.cached_property
+    def compute(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        return torch_dtype(at_least_float32(self.dtype))
+
+    @functools.cached_property
+    def eps1(self) -> float:
+        """eps1 for this parameter's dtype."""
+        return self.recipe.eps1_for(self.dtype)
+
+    @functools.cached_property
+    def floor(self) -> float | None:
+        """The smallest sqrt(V), where eps1 is a floor."""
+        return self.eps1 if self.recipe.eps1_mode == "floor" else None
+
+    @functools.cached_property
+    def added(self) -> float:
+        """What is added to g^2."""
+        return 0.0 if self.recipe.eps1_mode == "floor" else self.eps1
+
+    @functools.cached_property
+    def l2(self) -> bool:
+        """Whether the weight decay is a part of the gradient."""
+        return self.recipe.decays and self.recipe.weight_decay_by == "grad"
+
+    @functools.cached_property
+    def decoupled(self) -> bool:
+        """Whether there is another weight decay."""
+        return self.recipe.decays and not self.l2
+
+    @functools.cached_property
+    def clips(self) -> bool:
+        """Whether updates are clipped."""
+        return self.recipe.clipping_threshold not in (None, math.inf)
+
+    @functools.cached_property
+    def averages(self) -> str | None:
+        """What the first moment is one of, None without one."""
+        return None if self.recipe.beta1 is None else self.recipe.momentum_of
+
+    @functools.cached_property
+    def compensated(self) -> bool:
+        """Whether what a rounding cuts off is kept."""
+        return self.rounding == "kahan" and is_narrow(self.dtype)
+
+    @functools.cached_property
+    def stochastic(self) -> bool:
+        """Whether a rounding is a matter of chance."""
+        return self.rounding == "stochastic" and is_narrow(self.dtype)
+
+    @functools.cached_property
+    def moments(self) -> tuple[str, ...]:
+        """The entries of the state that keep the second moment."""
+        return ("v_row", "v_col") if self.plan.factored else ("v",)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Shape and dtype of every tensor that the parameter's state keeps, but for `step`."""
+        recipe, plan = self.recipe, self.plan
+        stored = torch_dtype(recipe.state_dtype_for(self.dtype))
+        layout = {"v_row": (plan.row_shape, stored), "v_col": (plan.col_shape, stored)}
+        if not plan.factored:
+            layout = {"v": (plan.matrix_shape, stored)}
+        if recipe.amsgrad:
+            layout["v_max"] = (plan.matrix_shape, stored)
+        if recipe.beta1 is not None:
+            layout["m"] = (plan.shape, torch_dtype(recipe.momentum_dtype_for(self.dtype)))
+        if self.compensated:
+            layout["compensation"] = (plan.shape, torch.bfloat16)
+        return layout
+
+
+@dataclass(eq=False)
+class Work:
+    """One parameter in one step."""
+
+    p: Tensor
+    grad: Tensor
+    state: State
+    setting: Setting
+    now: Numbers
+    key: Any = 0  # of the random bits (`adafactor_spec.rounding_key`), an int or a 0-dimensional int32 tensor
+    maximize: bool = False
+    counter: Any = None  # `state["step"]` as a NumPy array, where the host counts and there is one
+    t: int = 0  # the number of this step, where the host counts
+    telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
+    skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
+    missing: bool = False  # there is no gradient here, but there may be one on another process
+    by_address: bool = True  # also of the gradient
+    fused: bool = False  # a sharded one is stepped by its device's fused kernels
+
+
+class Amp(NamedTuple):
+    """What a GradScaler says: 0-dimensional tensors, or None."""
+
+    grad_scale: Tensor | None = None  # gradients are this many times too large
+    found_inf: Tensor | None = None  # 1 where a gradient is not finite: then nothing is written
+
+
+def mark_written(works: Sequence[Work]) -> None:
+    """Raise the version counters of parameters, for whoever writes them without torch's operators, which do it.
+
+    By it autograd sees that a weight which it has saved for a backward pass is another one by then.
+    """
+    torch.autograd.graph.increment_version([work.p for work in works])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of that name."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+NO_AMP = Amp()
+
+FLOATS = {getattr(torch, name): name for name in dtypes.NAMES}
