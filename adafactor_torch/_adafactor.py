@@ -13,11 +13,11 @@ from adafactor_spec.schedules import ScalarOrSchedule
 
 from . import _compiled_step as traced
 from . import _state_dict as saved
-from ._gradient_release import steps_in_backward
+from ._gradient_release import stepped_in_backward, steps_in_backward
 from ._param_groups import OPTIONS, Group, check_group, check_options, completed, group_fields, number_in, split_lr
 from ._saved_state import restored
 from ._step.driver import Engine
-from ._task.task import State
+from ._task.task import Amp, State
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -196,7 +196,11 @@ class Adafactor(torch.optim.Optimizer):
 
     def _step_now(self) -> None:
         self._opt_called = True
-        self._engine.step(self)
+        self._engine.step(self.param_groups, self.state, self._amp(), already_stepped=stepped_in_backward(self))
+
+    def _amp(self) -> Amp:
+        """What a GradScaler has set on this optimizer for the step that it calls."""
+        return Amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
     @torch.no_grad()
     def step_param(self, p: Tensor) -> None:
@@ -211,12 +215,12 @@ class Adafactor(torch.optim.Optimizer):
 
         Processes that share the parameter have to take it together.
         """
-        self._engine.step(self, only=[p])
+        self._engine.step(self.param_groups, self.state, self._amp(), only=[p])
 
     @torch.no_grad()
-    def _step_some(self, params: Sequence[Tensor]) -> None:
+    def _step_params(self, params: Sequence[Tensor]) -> None:
         """`step_param` of several at once, which share their sums over processes."""
-        self._engine.step(self, only=params)
+        self._engine.step(self.param_groups, self.state, self._amp(), only=params)
 
     def telemetry(self) -> dict[str, dict[str, Tensor]]:
         """What the last step did with each parameter, by name, of those in a group with `telemetry=True`.
@@ -233,7 +237,7 @@ class Adafactor(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             check_options(group)
-        return self._engine.telemetry(self)
+        return self._engine.telemetry(self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, of tensors and plain values only: `torch.load(..., weights_only=True)` reads it.
@@ -241,7 +245,7 @@ class Adafactor(torch.optim.Optimizer):
         A schedule or factoring rule is saved as its name and fields; a plain function as its name, and whoever loads
         the state dict keeps the function that his optimizer was built with.
         """
-        self._engine.tidy(self)
+        self._engine.tidy(self.param_groups, self.state)
         # Registered now, so that a user's hook sees what is saved.
         hook = self.register_state_dict_post_hook(lambda optimizer, made: saved.encoded(made), prepend=True)
         try:

@@ -15,21 +15,28 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-if TYPE_CHECKING:
-    from ._adafactor import Adafactor
 
-_OPTIMIZERS: "weakref.WeakValueDictionary[int, Adafactor]" = weakref.WeakValueDictionary()
+class SteppedInGraph(Protocol):
+    """What an operator of a graph needs of an optimizer; `Adafactor` has it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def _step_now(self) -> None:
+        """The step as it is without `torch.compile`."""
+
+
+_OPTIMIZERS: "weakref.WeakValueDictionary[int, SteppedInGraph]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def number_of(optimizer: "Adafactor") -> int:
+def number_of(optimizer: SteppedInGraph) -> int:
     """A number by which graphs know an optimizer that is new.
 
     It counts optimizers and is no address, so that the next process finds on disk what this one has compiled.

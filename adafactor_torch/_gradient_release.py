@@ -7,9 +7,9 @@ there, with one set of sums over processes for all.
 
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,18 +20,33 @@ from adafactor_spec.errors import refusal
 
 from ._clip_grad_guard import refuse_clipping
 
-if TYPE_CHECKING:
-    from ._adafactor import Adafactor
-
 # Weak, so that nothing outlives its optimizer, whose step hooks are what holds a release.
 _ALIVE: "weakref.WeakSet[Release]" = weakref.WeakSet()
+
+
+class SteppedInBackward(Protocol):
+    """What `release_gradients` needs of an optimizer; `Adafactor` has it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step_param(self, p: Tensor) -> None:
+        """One step of one parameter."""
+
+    def _step_params(self, params: Sequence[Tensor]) -> None:
+        """One step of several parameters, which share their sums over processes."""
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call the hook before every `step`."""
+
+    def register_step_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call the hook after every `step`."""
 
 
 class Release:
     """What `release_gradients` has set up; `remove()`, or the end of a `with` block, undoes it."""
 
     def __init__(
-        self, tensors: dict[Tensor, str], together: dict[Tensor, Sequence[Tensor]], optimizer: "Adafactor"
+        self, tensors: dict[Tensor, str], together: dict[Tensor, Sequence[Tensor]], optimizer: SteppedInBackward
     ) -> None:
         self._tensors, self._together, self._optimizer = tensors, together, optimizer
         self._seen: set[Tensor] = set()  # with a gradient since the last `optimizer.step()`
@@ -95,7 +110,7 @@ class Release:
         if any(other.requires_grad and other not in self._seen for other in together):
             return
         try:
-            self._optimizer._step_some([other for other in together if other.grad is not None])
+            self._optimizer._step_params([other for other in together if other.grad is not None])
         except BaseException:
             self._seen.difference_update(together)  # none of them has been stepped: another pass may bring them again
             raise
@@ -117,7 +132,7 @@ class Release:
 
 
 def release_gradients(
-    model_or_params: torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], optimizer: "Adafactor"
+    model_or_params: torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]], optimizer: SteppedInBackward
 ) -> Release:
     """Step each parameter as soon as the backward pass has its gradient, and free that, instead of keeping all of them.
 

@@ -9,6 +9,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,10 @@ import sys
 from importlinter.cli import lint_imports
 sys.exit(lint_imports(no_cache=True))
 """
-# In the module `_part` of `write_packages`, which `_other` imports. An import that is for types only counts, too.
-CIRCLE = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ._other import x"
+# In the lower module of a stand-in, which the upper one imports. An import that is for types only counts, too.
+CIRCLE = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .{upper} import x"
+FLOORS = "adafactor_torch has floors"
+BACKENDS = "adafactor_torch._backends"
 
 
 def python(code: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -49,13 +52,34 @@ def imported_with(package: str, folder: Path = ROOT) -> set[str]:
     return set(result.stdout.split())
 
 
+def floors() -> list[str]:
+    """The modules of adafactor_torch that pyproject.toml gives a floor."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["name"] == FLOORS]
+    return [module.strip() for layer in layers for module in layer.split("|")]
+
+
 def write_packages(folder: Path, **sources: str) -> None:
-    """Writes a stand-in for each of our packages: the given source in a private module, which another one imports."""
+    """Writes a stand-in for each of our packages: two private modules, of which the upper one imports the lower one.
+
+    Args:
+        folder: where they are written.
+        sources: by the name of a package what stands in its lower module, or by that of a module what stands there.
+    """
+    modules: dict[str, str] = {}
     for package in PACKAGES:
-        (folder / package).mkdir()
-        (folder / package / "__init__.py").touch()
-        (folder / package / "_part.py").write_text(sources.get(package, ""))
-        (folder / package / "_other.py").write_text("from . import _part")
+        upper, lower = ("_step", "_task") if package == "adafactor_torch" else ("_other", "_part")
+        modules |= {package: "", f"{package}.{upper}": f"from . import {lower}"}
+        modules[f"{package}.{lower}"] = sources.get(package, "").format(upper=upper)
+    modules |= {f"adafactor_torch.{floor}": "" for floor in floors() if f"adafactor_torch.{floor}" not in modules}
+    modules |= {f"{BACKENDS}.{backend}": "" for backend in ("eager", "cpp", "triton")}
+    modules |= {name: source for name, source in sources.items() if name not in PACKAGES}
+    for name, source in modules.items():
+        is_package = name in (*PACKAGES, BACKENDS)
+        path = folder.joinpath(*name.split("."), *(["__init__"] if is_package else [])).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source)
 
 
 def test_spec_needs_numpy_only() -> None:
@@ -94,6 +118,7 @@ def test_lint_imports() -> None:
         ("adafactor_spec", "import adafactor_jax", "The packages are layers"),
         ("adafactor_spec", CIRCLE, "No modules import each other in a circle"),
         ("adafactor_jax", CIRCLE, "No modules import each other in a circle"),
+        ("adafactor_torch", CIRCLE, "No modules import each other in a circle"),
         ("adafactor_parity", CIRCLE, "No modules import each other in a circle"),
         ("adafactor_jax", "import torch", "adafactor_jax does not know torch"),
         ("adafactor_jax", "import adafactor_torch", "The packages are layers"),
@@ -101,6 +126,13 @@ def test_lint_imports() -> None:
         ("adafactor_torch", "import optax", "adafactor_torch does not know JAX"),
         ("adafactor_torch", "import adafactor_jax", "The packages are layers"),
         ("adafactor_torch", "import adafactor_parity", "The packages are layers"),
+        ("adafactor_torch", "from . import _sharding", FLOORS),
+        ("adafactor_torch._step", "from . import _state_dict", FLOORS),
+        (f"{BACKENDS}.cpp", "from .. import _adafactor", FLOORS),
+        ("adafactor_torch._new", "", FLOORS),
+        (f"{BACKENDS}.triton", "from . import cpp", "The backends of adafactor_torch do not know each other"),
+        (f"{BACKENDS}.eager", "def f():\n    from .triton import x", "The backends of adafactor_torch"),
+        (f"{BACKENDS}.eager", "from .. import _task", None),
         ("adafactor_parity", "import adafactor_jax, adafactor_torch, jax, torch", None),
     ],
 )

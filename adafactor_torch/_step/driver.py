@@ -1,17 +1,16 @@
 """From gradients to works, and from works to a path: the order of a step over all groups."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._gradient_release import stepped_in_backward
 from .._param_groups import Group, check_lr, check_options, counts_on_device, lr_of, named, plain_form
 from .._sharding.dtensor import is_dtensor
 from .._task.memory import has_address
-from .._task.task import COUNT, Amp, Setting, Work
+from .._task.task import COUNT, NO_AMP, Amp, Setting, State, Work
 from .paths import Paths, Way
 from .state import finished, kept
 from .state import is_asked_for_state as _is_asked_for_state
@@ -22,9 +21,9 @@ from .telemetry import Telemetry
 from .undo import Undo, ordinary_mode
 
 if TYPE_CHECKING:
-    from .._adafactor import Adafactor
     from .sharded import Arrived, Sharded
 
+States = dict[Tensor, State]  # an optimizer's, which makes an empty one where it has none
 # Number of a group, position of its first parameter or None where only some are stepped, works of its parameters.
 _Found = tuple[int, int | None, list[Work]]
 
@@ -50,15 +49,31 @@ class Engine:
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
         self._ids: list[int] = []  # of all parameters in the last step
 
-    def step(self, optimizer: "Adafactor", only: Sequence[Tensor] | None = None) -> None:
-        """One step of every parameter with a gradient, or of some. One that fails has not happened (`undo.py`)."""
+    def step(
+        self,
+        groups: list[Group],
+        states: States,
+        amp: Amp = NO_AMP,
+        *,
+        only: Sequence[Tensor] | None = None,
+        already_stepped: Collection[Tensor] = (),
+    ) -> None:
+        """One step, which has not happened if it fails (`undo.py`).
+
+        Args:
+            groups: all groups of the optimizer.
+            states: its state.
+            amp: what a GradScaler says.
+            only: the parameters to step; by default all that have a gradient.
+            already_stepped: parameters that the backward pass has stepped, on every process that shares them.
+        """
         with ordinary_mode():
-            if only is None and not optimizer.state and _is_asked_for_state():
-                self._make_state(optimizer)
+            if only is None and not states and _is_asked_for_state():
+                self._make_state(groups, states)
                 return
             undo = Undo()
             try:
-                self._step(optimizer, only, undo)
+                self._step(groups, states, amp, undo, only, already_stepped)
             except BaseException:
                 undo.take_back()
                 self._steady.clear()
@@ -70,16 +85,23 @@ class Engine:
         if self._sharded is not None:
             self._sharded.warn()
 
-    def _step(self, optimizer: "Adafactor", only: Sequence[Tensor] | None, undo: Undo) -> None:
-        for group in optimizer.param_groups:
+    def _step(
+        self,
+        groups: list[Group],
+        states: States,
+        amp: Amp,
+        undo: Undo,
+        only: Sequence[Tensor] | None,
+        already_stepped: Collection[Tensor],
+    ) -> None:
+        for group in groups:
             for name in ("lr", "lr_schedule", "lr_of_schedule"):
                 undo.entry(group, name)
         # First whatever can refuse the step, or fail.
-        found = self._all(optimizer) if only is None else self._some(optimizer, only)
+        found = self._all(groups, states, already_stepped) if only is None else self._some(groups, states, only)
         arrived = self._arrive([work for *_, works in found for work in works if is_dtensor(work.p)])
-        amp = Amp(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-        groups = [self._ready(optimizer, number, first, works, amp, undo) for number, first, works in found]
-        works = [work for of_group in groups for work in of_group.works]
+        ready = [self._ready(one, groups[one[0]], states, amp, undo) for one in found]
+        works = [work for of_group in ready for work in of_group.works]
         sharded = [work for work in works if is_dtensor(work.p)]
         of_sharded = None
         if arrived is not None and self._sharded is not None:
@@ -89,31 +111,32 @@ class Engine:
         if of_sharded is not None and self._sharded is not None:
             self._sharded.step(of_sharded)
             undo.stepped(sharded)
-            self._drop_states(optimizer, sharded)
-        for way in [way for of_group in groups for way in of_group.ways]:
+            self._drop_states(states, sharded)
+        for way in [way for of_group in ready for way in of_group.ways]:
             for done in way():
                 undo.stepped(done)
-        for (number, *_), stepped in zip(found, groups, strict=True):
+        for (number, *_), stepped in zip(found, ready, strict=True):
             for skips in stepped.left_out:
                 skips += 1
-            self._write_lr(number, optimizer.param_groups[number], stepped)
+            self._write_lr(number, groups[number], stepped)
 
-    def _all(self, optimizer: "Adafactor") -> list[_Found]:
+    def _all(self, groups: list[Group], states: States, already_stepped: Collection[Tensor]) -> list[_Found]:
         found: list[_Found] = []
-        first, taken = 0, stepped_in_backward(optimizer)
-        for number, group in enumerate(optimizer.param_groups):
+        first = 0
+        for number, group in enumerate(groups):
             check_lr(group)
             check_options(group)
             steady = self._steady.get(number)
-            if steady is not None and steady.again(group, first, optimizer.state, self._settings):
+            if steady is not None and steady.again(group, first, states, self._settings):
                 found.append((number, first, steady.works))
             else:
                 self._steady.pop(number, None)
                 # On no process is there a gradient of what has been stepped: nobody has to be asked.
-                given = [one for one in given_of(group, first) if one[2].grad is not None or one[2] not in taken]
-                found.append((number, first, self._anew(optimizer, group, given)))
+                given = given_of(group, first)
+                given = [one for one in given if one[2].grad is not None or one[2] not in already_stepped]
+                found.append((number, first, self._anew(states, group, given)))
             first += len(group["params"])
-        self._hold_only(optimizer.param_groups)
+        self._hold_only(groups)
         return found
 
     def _hold_only(self, groups: list[Group]) -> None:
@@ -131,31 +154,29 @@ class Engine:
         self._latest.clear()  # by the numbers of groups, which may have moved up
         self._sharded = None  # on all processes, as all have the same groups
 
-    def _some(self, optimizer: "Adafactor", params: Sequence[Tensor]) -> list[_Found]:
+    def _some(self, groups: list[Group], states: States, params: Sequence[Tensor]) -> list[_Found]:
         given: dict[int, list[Given]] = {}
         for p in params:
-            number, place, position = self._settings.place_of(p, optimizer.param_groups)
-            names = optimizer.param_groups[number].get("param_names")
+            number, place, position = self._settings.place_of(p, groups)
+            names = groups[number].get("param_names")
             given.setdefault(number, []).append((position, names[place] if names else "", p))
         found: list[_Found] = []
         for number, some in given.items():
-            group = optimizer.param_groups[number]
+            group = groups[number]
             check_lr(group)
             check_options(group)
             self._steady.pop(number, None)
-            found.append((number, None, self._anew(optimizer, group, some)))
+            found.append((number, None, self._anew(states, group, some)))
         return found
 
-    def _anew(self, optimizer: "Adafactor", group: Group, given: list[Given]) -> list[Work]:
-        works = works_of(group, ready(group, self._settings, given), optimizer.state, self._settings)
+    def _anew(self, states: States, group: Group, given: list[Given]) -> list[Work]:
+        works = works_of(group, ready(group, self._settings, given), states, self._settings)
         _check_kernels(group, works)
         return works
 
-    def _ready(
-        self, optimizer: "Adafactor", number: int, first: int | None, works: list[Work], amp: Amp, undo: Undo
-    ) -> _Ready:
+    def _ready(self, found: _Found, group: Group, states: States, amp: Amp, undo: Undo) -> _Ready:
         """A group's works in complete states, none of them counted, and how to step them."""
-        group = optimizer.param_groups[number]
+        number, first, works = found
         skips, left_out = group["nonfinite"] == "skip", list[Tensor]()
         alone = [work for work in works if not is_dtensor(work.p)]
         if amp.found_inf is not None and not all(counts_on_device(group, work.p) for work in alone):
@@ -169,12 +190,12 @@ class Engine:
                 bad = [w for w in works if not (is_dtensor(w.p) or counts_on_device(group, w.p) or _is_finite(w))]
                 left_out += [self._telemetry.skips_of(work.p, undo) for work in bad]
                 works = [work for work in works if work not in bad]
-            self._complete(optimizer, group, works, skips, undo)
+            self._complete(states, group, works, skips, undo)
             if first is not None and can_be_steady(group, works):
                 steady = self._steady[number] = Steady(group, works)
         alone = [work for work in works if not is_dtensor(work.p)]
         ways = self._paths.ways(group, alone, amp, steady) if alone else []
-        return _Ready(works, ways, left_out, self._lr_at(optimizer, number, group, works))
+        return _Ready(works, ways, left_out, self._lr_at(states, number, group, works))
 
     def _arrive(self, works: list[Work]) -> "Arrived | None":
         """The gradients of the sharded works of all groups; None where there is none of these."""
@@ -186,14 +207,14 @@ class Engine:
             self._sharded = Sharded()
         return self._sharded.arrive(works)
 
-    def _drop_states(self, optimizer: "Adafactor", works: list[Work]) -> None:
+    def _drop_states(self, states: States, works: list[Work]) -> None:
         """Those of sharded parameters that have not taken a first step."""
         for work in works:
             if work.state["step"].is_cpu and not finished(work.state):  # there was no gradient anywhere, or a bad one
-                del optimizer.state[work.p]
+                del states[work.p]
                 self._has_state.pop(work.p)
 
-    def _complete(self, optimizer: "Adafactor", group: Group, works: list[Work], skips: bool, undo: Undo) -> None:
+    def _complete(self, states: States, group: Group, works: list[Work], skips: bool, undo: Undo) -> None:
         """Give works complete states, and places for what is to be told."""
         for work in works:
             there = counts_on_device(group, work.p)
@@ -201,8 +222,8 @@ class Engine:
             complete = len(work.state) == 1 + len(work.setting.layout) and work.state["step"].dtype == COUNT
             if not known or not complete:
                 undo.entry(self._has_state, work.p, work.p)
-                undo.entry(optimizer.state, work.p, work.p)
-                work.state, work.counter = kept(optimizer.state[work.p], work.setting, work.p, there), None
+                undo.entry(states, work.p, work.p)
+                work.state, work.counter = kept(states[work.p], work.setting, work.p, there), None
                 self._has_state[work.p] = work.setting, there
                 work.by_address &= is_dtensor(work.p) or all(map(has_address, work.state.values()))
             if skips and (there or is_dtensor(work.p)):
@@ -210,7 +231,7 @@ class Engine:
             if group["telemetry"]:
                 work.telemetry = self._telemetry.of(work, undo)
 
-    def _lr_at(self, optimizer: "Adafactor", number: int, group: Group, works: list[Work]) -> dict[int, float]:
+    def _lr_at(self, states: States, number: int, group: Group, works: list[Work]) -> dict[int, float]:
         """What a group's schedule says at the last step of its parameters as the host counts them, now and after."""
         steps = {work.t for work in works if work.t}
         if group["lr_schedule"] is None or not steps:
@@ -220,7 +241,7 @@ class Engine:
             return {}
         if number not in self._latest:
             there = [p for p in group["params"] if not counts_on_device(group, p)]
-            self._latest[number] = max(finished(optimizer.state.get(p, {})) for p in there)
+            self._latest[number] = max(finished(states.get(p, {})) for p in there)
         latest = self._latest[number]
         return {t: float(lr(t)) for t in (steps | {latest} if latest > min(steps) else steps)}
 
@@ -230,26 +251,26 @@ class Engine:
             self._latest[number] = latest = max(self._latest[number], *steps)
             group["lr"] = group["lr_of_schedule"] = ready.lr_at[latest]
 
-    def _make_state(self, optimizer: "Adafactor") -> None:
+    def _make_state(self, groups: list[Group], states: States) -> None:
         """The state of every parameter with a gradient, as it is before the first step."""
-        for group in optimizer.param_groups:
+        for group in groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    optimizer.state[p]  # which makes an empty one
-        self.tidy(optimizer)
+                    states[p]  # which makes an empty one
+        self.tidy(groups, states)
 
-    def tidy(self, optimizer: "Adafactor") -> None:
+    def tidy(self, groups: list[Group], states: States) -> None:
         """Bring the state of every parameter into the layout of its group as that stands now."""
-        for group in optimizer.param_groups:
+        for group in groups:
             form = plain_form(group)
             for name, p in named(group):
-                if p in optimizer.state:
+                if p in states:
                     setting = self._settings.of(p, name, form, group["rounding"])
-                    kept(optimizer.state[p], setting, p, counts_on_device(group, p))
+                    kept(states[p], setting, p, counts_on_device(group, p))
 
-    def telemetry(self, optimizer: "Adafactor") -> dict[str, dict[str, Tensor]]:
+    def telemetry(self, groups: list[Group]) -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
-        return self._telemetry.shown(optimizer.param_groups, self._settings)
+        return self._telemetry.shown(groups, self._settings)
 
 
 def _is_finite(work: Work) -> bool:

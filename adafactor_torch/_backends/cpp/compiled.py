@@ -8,15 +8,21 @@ It warns, and from then on every step reads p first.
 
 import warnings
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..._sharding.dtensor import Lay
-from ..._step.task_cache import Steady
 from ..._task.task import Amp, Work
 from . import build as _native
 from .record import TASK, Row
 from .table import Table
+
+
+class TableHolder(Protocol):
+    """Whoever hands out the same works at every step, and keeps the table that was made of them."""
+
+    table: Any
 
 
 class Compiled:
@@ -27,7 +33,7 @@ class Compiled:
         self._has_to_warn = False
         self.rows: dict[Tensor, Row] = {}
 
-    def ready(self, works: list[Work], amp: Amp, steady: Steady | None) -> Table | None:
+    def ready(self, works: list[Work], amp: Amp, steady: TableHolder | None) -> Table | None:
         """What a step of these parameters needs; None where there is no compiled library."""
         library = _native.library()
         if library is None:

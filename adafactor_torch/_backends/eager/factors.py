@@ -1,7 +1,5 @@
 """R and C of one parameter, of a stack or of a part of one, from its blocks."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,9 +9,7 @@ from ... import _kernels as kernels
 from ..._task.reductions import mean_of_rows
 from ..._task.shard import Sum
 from ..._task.task import Setting
-
-if TYPE_CHECKING:
-    from .blocks import Part
+from .blocks import Part
 
 
 class Factors:
@@ -25,7 +21,7 @@ class Factors:
         cols: this process's shares of the means over all rows, like C.
     """
 
-    def __init__(self, part: "Part", rows: Tensor, cols: Tensor) -> None:
+    def __init__(self, part: Part, rows: Tensor, cols: Tensor) -> None:
         self._part, one, piece = part, part.one, part.piece
         self.rows, self.cols = rows, cols
         self._kept = part.state["v_row"], part.state["v_col"]
@@ -75,7 +71,7 @@ class Factors:
         return kernels.mean(x.to(part.setting.compute), part.setting.plan.rows) * share
 
 
-def no_means(part: "Part") -> tuple[Tensor, Tensor]:
+def no_means(part: Part) -> tuple[Tensor, Tensor]:
     """Zeros like R and C, in the computing dtype."""
     v_row, v_col = part.state["v_row"], part.state["v_col"]
     rows, cols = (torch.zeros(x.shape, dtype=part.setting.compute, device=x.device) for x in (v_row, v_col))

@@ -197,7 +197,7 @@ def _share_of_squares(x: Tensor, part: Part) -> Tensor:
     return kernels.mean(x * x, OWN) * (math.prod(x.shape[1:]) / part.piece.per_batch)
 
 
-def means_of(part: "Part", ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
+def means_of(part: Part, ps: list[Tensor], gs: list[Tensor], states: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
     """The means of g^2 that `Factors` takes, from blocks: phase 1."""
     setting, cut, (rows, cols) = part.setting, part.cut, no_means(part)
     (of_rows,) = setting.plan.rows
