@@ -5,18 +5,17 @@ taken, and after it one with ordinary gradients again.
 """
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adafactor_jax import adafactor
-from adafactor_spec import Recipe, dtypes, oracle
+from adafactor_spec import Recipe, dtypes, factoring, oracle, recipes, replace
 from adafactor_torch import Adafactor
 
 Array = Any
@@ -32,6 +31,28 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "stack": (3, 5, 4),
     "vector": (7,),
 }
+RULE = factoring.by_name({"stack": factoring.explicit(1, 2, 0)}, default=factoring.last_two)
+FLOOR: dict[str, Any] = {"eps1": None, "eps1_mode": "floor"}
+RECIPES: dict[str, Recipe] = {
+    "paper": recipes.paper(),
+    "torch": recipes.torch(0.1, weight_decay=0.1),
+    "floor": Recipe(
+        clipping_threshold=None, multiply_by_parameter_scale=False, factoring=factoring.no_factoring, **FLOOR
+    ),
+    "not clipped": Recipe(clipping_threshold=None, multiply_by_parameter_scale=False),
+    "infinite threshold": Recipe(clipping_threshold=np.inf, max_parameter_scale=1.0),
+    "amsgrad": recipes.adafactor_pytorch(non_constant_decay=False),
+    "amsgrad and a floor": Recipe(amsgrad=True, beta2=0.9, **FLOOR),
+    "averages of gradients": Recipe(beta1=0.9, momentum_of="grad", debias=True, clipping_threshold=None, **FLOOR),
+    "averages of updates": Recipe(beta1=0.9, multiply_by_parameter_scale=False),
+    "averages of steps": Recipe(beta1=0.9, momentum_of="step", weight_decay=0.1, weight_decay_by="one"),
+    "L2": Recipe(weight_decay=1e-3, weight_decay_by="grad"),
+    "decay first": Recipe(weight_decay=0.1, weight_decay_by="lr", decay_before_scale=True),
+}
+# A finite result is the definition's but for rounding: float32's error is some 1e-7 of the largest finite element, and
+# a 16-bit number a spacing or two of its own.
+NEAR = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+
 STATES = ("v_row", "v_col", "v", "v_max", "m", "compensation")
 
 
@@ -71,6 +92,11 @@ def cases(recipe: Recipe, dtype: str = "float32") -> Iterator[Case]:
     yield Case("v_col", "all", np.nan)
 
 
+def some_cases(recipe: Recipe, *number: int, every: int) -> list[Case]:
+    """Every so many cases of a recipe, which begin at another one for each test number."""
+    return list(cases(recipe))[sum(number) % every :: every]
+
+
 def gradients(t: int) -> dict[str, Array]:
     """Those of step t, which fit in float32."""
     rng = np.random.default_rng(t)
@@ -79,6 +105,10 @@ def gradients(t: int) -> dict[str, Array]:
 
 class Path(Protocol):
     """A way to compute a run; values go in and come out as float64 arrays that fit the dtype."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the parameters that are stepped."""
 
     def begin(self) -> None:
         """To where the first step has led."""
@@ -110,6 +140,8 @@ def run(path: Path, case: Case) -> list[Values]:
 
 class Definition:
     """The oracle in float32, or in float64 for parameters of that."""
+
+    names = tuple(SHAPES)
 
     def __init__(self, recipe: Recipe, dtype: str = "float32", rounding: str = "nearest") -> None:
         self._recipe, self._dtype = recipe, dtype
@@ -151,59 +183,37 @@ class Definition:
         return made
 
 
-class Jax:
-    """The optax transformation, compiled."""
-
-    def __init__(self, recipe: Recipe, dtype: str = "float32", rounding: Any = "nearest") -> None:
-        tx = adafactor(recipe=recipe, rounding=rounding)
-
-        def step(params: Any, state: Any, grads: Any) -> Any:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        self._step = jax.jit(step)
-        self._dtype = jnp.dtype(dtype)
-        self._params = {name: jnp.asarray(p, self._dtype) for name, p in gradients(0).items()}
-        self._state = tx.init(self._params)
-        self.step(gradients(1))
-        self._first = self._params, self._state
-
-    def begin(self) -> None:
-        self._params, self._state = self._first
-
-    def put(self, case: Case) -> None:
-        def changed(tree: Any) -> Any:
-            with np.errstate(over="ignore"):  # 1e20 is infinite in float16
-                return jax.tree.map(lambda x: jnp.asarray(case.put_into(_wide(x)), x.dtype), tree)
-
-        if case.what == "p":
-            self._params = changed(self._params)
-        for _, kept in optax.tree_utils.tree_get_all_with_path(self._state, case.what):
-            self._state = optax.tree_utils.tree_set(self._state, **{case.what: changed(kept)})
-
-    def step(self, grads: dict[str, Array]) -> None:
-        with np.errstate(over="ignore"):  # 1e20 is infinite in float16
-            given = {name: jnp.asarray(grad, self._dtype) for name, grad in grads.items()}
-        self._params, self._state = self._step(self._params, self._state, given)
-
-    def values(self) -> Values:
-        made = {("p", name): _wide(p) for name, p in self._params.items()}
-        for what in STATES:
-            for _, kept in optax.tree_utils.tree_get_all_with_path(self._state, what):
-                made |= {(what, name): _wide(x) for name, x in (kept or {}).items() if x is not None}
-        return made
-
-
 class Torch:
-    """The torch optimizer, on the path that `options` choose."""
+    """The torch optimizer, on the path that `options` choose.
 
-    def __init__(self, recipe: Recipe, dtype: str = "float32", rounding: Any = "nearest", **options: Any) -> None:
+    Args:
+        recipe, dtype, rounding: of the optimizer and its parameters.
+        names: which of the parameters are stepped.
+        laid: gives the parameter or gradient with that index the layout in which the optimizer is to have it.
+        options: of the optimizer.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dtype: str = "float32",
+        rounding: Any = "nearest",
+        *,
+        names: Sequence[str] = tuple(SHAPES),
+        laid: Callable[[int, Tensor], Tensor] = lambda index, whole: whole,
+        **options: Any,
+    ) -> None:
         self._make = lambda params: Adafactor(params, recipe=recipe, rounding=rounding, **options)
-        self._dtype = getattr(torch, dtype)
+        self._dtype, self._laid = getattr(torch, dtype), laid
+        self._names = names
         self.begin()
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._names
+
     def begin(self) -> None:
-        self._params = {name: torch.nn.Parameter(self._tensor(p)) for name, p in gradients(0).items()}
+        self._params = {name: torch.nn.Parameter(self._tensors(gradients(0))[name]) for name in self._names}
         self._optimizer = self._make(self._params.items())
         self.step(gradients(1))
 
@@ -211,24 +221,72 @@ class Torch:
         for p in self._params.values():
             x = p.detach() if case.what == "p" else self._optimizer.state[p].get(case.what)
             if x is not None:
+                made = torch.tensor(case.put_into(_values_of(x)))
                 with torch.no_grad():
-                    (p if case.what == "p" else x).copy_(torch.tensor(case.put_into(x.double().numpy())))
+                    (p if case.what == "p" else x).copy_(_laid_like(x, made.to(x.dtype)))
 
     def step(self, grads: dict[str, Array]) -> None:
+        given = self._tensors(grads)
         for name, p in self._params.items():
-            p.grad = self._tensor(grads[name])
+            p.grad = given[name]
         self._optimizer.step()
 
     def values(self) -> Values:
-        made = {("p", name): p.detach().double().numpy().copy() for name, p in self._params.items()}
+        made = {("p", name): _values_of(p.detach()) for name, p in self._params.items()}
         for name, p in self._params.items():
             kept = self._optimizer.state[p]
-            made |= {(what, name): kept[what].double().numpy().copy() for what in STATES if what in kept}
+            made |= {(what, name): _values_of(kept[what]) for what in STATES if what in kept}
         return made
 
-    def _tensor(self, x: Array) -> torch.Tensor:
-        return torch.tensor(np.asarray(x)).to(self._dtype)
+    def _tensors(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
+        wholes = {name: torch.tensor(np.asarray(arrays[name])).to(self._dtype) for name in self._names}
+        return {name: self._laid(index, whole) for index, (name, whole) in enumerate(wholes.items())}
 
 
-def _wide(x: jax.Array) -> Array:
-    return np.asarray(x.astype(jnp.float32 if x.dtype != jnp.float64 else x.dtype)).astype(np.float64)
+def _values_of(x: Tensor) -> Array:
+    whole = x.full_tensor() if isinstance(x, DTensor) else x
+    return whole.double().numpy().copy()
+
+
+def _laid_like(x: Tensor, whole: Tensor) -> Tensor:
+    """The whole tensor, distributed as x is."""
+    if not isinstance(x, DTensor):
+        return whole
+    return distribute_tensor(whole, x.device_mesh, x.placements, src_data_rank=None)
+
+
+# ----------------------------------------------------------------------------------------------- against the definition
+
+
+def assert_alike(found: Values, right: Values, near: float, where: object) -> None:
+    """Infinite with the same sign, NaN and finite in the same places, and what is finite is near."""
+    assert found.keys() == right.keys()
+    for key, expected in right.items():
+        x, finite = found[key], np.isfinite(expected)
+        assert np.array_equal(x[~finite], expected[~finite], equal_nan=True), (where, key)
+        assert np.all(np.isfinite(x[finite])), (where, key)
+        # Beside a tie the last bit of a step decides which way p is rounded, and what that cuts off changes by a whole
+        # spacing: p itself shows whether the rounding is right.
+        if finite.any() and key[0] != "compensation":
+            largest = np.max(np.abs(expected[finite]))
+            assert np.max(np.abs(x[finite] - expected[finite])) <= near * largest, (where, key)
+
+
+@functools.cache
+def recipe_of(name: str) -> Recipe:
+    recipe = RECIPES[name]
+    return replace(recipe, factoring=RULE) if recipe.factoring == factoring.last_two else recipe
+
+
+@functools.cache
+def defined(name: str, case: Case, *how: str) -> list[Values]:
+    """What the definition says, once for all paths."""
+    with np.errstate(all="ignore"):
+        return run(Definition(recipe_of(name), *how), case)
+
+
+def assert_as_defined(path: Path, name: str, case: Case, *how: str) -> None:
+    near = NEAR[how[0] if how else "float32"]
+    for step, (found, right) in enumerate(zip(run(path, case), defined(name, case, *how), strict=True)):
+        right = {key: x for key, x in right.items() if key[1] in path.names}
+        assert_alike(found, right, near, (case, step))

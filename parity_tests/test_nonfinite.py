@@ -2,39 +2,22 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adafactor_jax import adafactor
-from adafactor_spec import Recipe, factoring, oracle, recipes, replace
+from adafactor_spec import Recipe, oracle
 
-from .nonfinite import Case, Definition, Jax, Path, Torch, Values, cases, gradients, run
-
-RULE = factoring.by_name({"stack": factoring.explicit(1, 2, 0)}, default=factoring.last_two)
-FLOOR: dict[str, Any] = {"eps1": None, "eps1_mode": "floor"}
-RECIPES: dict[str, Recipe] = {
-    "paper": recipes.paper(),
-    "torch": recipes.torch(0.1, weight_decay=0.1),
-    "floor": Recipe(
-        clipping_threshold=None, multiply_by_parameter_scale=False, factoring=factoring.no_factoring, **FLOOR
-    ),
-    "not clipped": Recipe(clipping_threshold=None, multiply_by_parameter_scale=False),
-    "infinite threshold": Recipe(clipping_threshold=np.inf, max_parameter_scale=1.0),
-    "amsgrad": recipes.adafactor_pytorch(non_constant_decay=False),
-    "amsgrad and a floor": Recipe(amsgrad=True, beta2=0.9, **FLOOR),
-    "averages of gradients": Recipe(beta1=0.9, momentum_of="grad", debias=True, clipping_threshold=None, **FLOOR),
-    "averages of updates": Recipe(beta1=0.9, multiply_by_parameter_scale=False),
-    "averages of steps": Recipe(beta1=0.9, momentum_of="step", weight_decay=0.1, weight_decay_by="one"),
-    "L2": Recipe(weight_decay=1e-3, weight_decay_by="grad"),
-    "decay first": Recipe(weight_decay=0.1, weight_decay_by="lr", decay_before_scale=True),
-}
-# A finite result is the definition's but for rounding: float32's error is some 1e-7 of the largest finite element, and
-# a 16-bit number a spacing or two of its own.
-NEAR = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+from . import sharded_nonfinite
+from .jax_meshes import mesh_of
+from .nonfinite import RECIPES, Case, Path, Torch, assert_as_defined, cases, gradients, recipe_of, some_cases
+from .nonfinite_jax import Jax
+from .profiles import examples
+from .two_processes import Ranks
 
 PATHS: dict[str, Callable[..., Path]] = {
     "JAX": Jax,
@@ -44,45 +27,38 @@ PATHS: dict[str, Callable[..., Path]] = {
 }
 
 
-def assert_alike(found: Values, right: Values, near: float, where: object) -> None:
-    """Infinite with the same sign, NaN and finite in the same places, and what is finite is near."""
-    assert found.keys() == right.keys()
-    for key, expected in right.items():
-        x, finite = found[key], np.isfinite(expected)
-        assert np.array_equal(x[~finite], expected[~finite], equal_nan=True), (where, key)
-        assert np.all(np.isfinite(x[finite])), (where, key)
-        # Beside a tie the last bit of a step decides which way p is rounded, and what that cuts off changes by a whole
-        # spacing: p itself shows whether the rounding is right.
-        if finite.any() and key[0] != "compensation":
-            largest = np.max(np.abs(expected[finite]))
-            assert np.max(np.abs(x[finite] - expected[finite])) <= near * largest, (where, key)
-
-
-@functools.cache
-def recipe_of(name: str) -> Recipe:
-    recipe = RECIPES[name]
-    return replace(recipe, factoring=RULE) if recipe.factoring == factoring.last_two else recipe
-
-
-@functools.cache
-def defined(name: str, case: Case, *how: str) -> list[Values]:
-    """What the definition says, once for all paths."""
-    with np.errstate(all="ignore"):
-        return run(Definition(recipe_of(name), *how), case)
-
-
-def assert_as_defined(path: Path, name: str, case: Case, *how: str) -> None:
-    near = NEAR[how[0] if how else "float32"]
-    for step, (found, right) in enumerate(zip(run(path, case), defined(name, case, *how), strict=True)):
-        assert_alike(found, right, near, (case, step))
-
-
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_does_what_the_definition_does(path: str, name: str) -> None:
     """Some seconds in JAX, which compiles a program for each recipe."""
     way = PATHS[path](recipe_of(name))
     for case in cases(recipe_of(name)):
+        assert_as_defined(way, name, case)
+
+
+LAYOUTS = ("rows", "row")  # parts along one axis and along two, some without elements
+
+
+@pytest.mark.xdist_group("four_processes")
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "C++"])
+def test_torch_does_the_same_on_a_mesh(four: Ranks, fused: bool, name: str) -> None:
+    for number, layout in enumerate(LAYOUTS):
+        chosen = some_cases(recipe_of(name), number, fused, list(RECIPES).index(name), every=examples(12, 1))
+        four(sharded_nonfinite.assert_as_defined, layout, name, chosen, fused)
+
+
+@pytest.mark.parametrize("name", ["paper", "torch", "floor", "averages of gradients"])
+def test_jax_does_the_same_on_a_mesh(name: str) -> None:
+    """Seconds, as a program of a mesh takes XLA longer."""
+    mesh = mesh_of("auto")
+
+    def placed(x: jax.Array) -> jax.Array:
+        axes = [axis if n % size == 0 else None for n, axis, size in zip(x.shape, "xy", (4, 2), strict=False)]
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    way = Jax(recipe_of(name), placed=placed)
+    for case in some_cases(recipe_of(name), list(RECIPES).index(name), every=examples(4, 1)):
         assert_as_defined(way, name, case)
 
 

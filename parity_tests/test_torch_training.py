@@ -125,6 +125,7 @@ CHECKPOINTED: dict[str, Callable[[torch.nn.Module], Adafactor]] = {
         model.parameters(), lr=schedules.piecewise_constant(0.1, (2, 5), 0.5), weight_decay=0.1
     ),
     "function": lambda model: Adafactor(model.parameters(), lr=lambda t: 0.1 / t, weight_decay=0.1),
+    "decay by one": lambda model: Adafactor(model.parameters(), lr=0.1, weight_decay=0.1, weight_decay_by="one"),
     "groups": lambda model: Adafactor([{"params": [p], "lr": 0.1 / i} for i, p in enumerate(model.parameters(), 1)]),
 }
 
@@ -165,6 +166,7 @@ def test_a_checkpoint_template_of_a_fresh_optimizer_moves_nothing(case: str) -> 
     template = checkpoint.get_optimizer_state_dict(model, optimizer)
     assert parameter_bits(optimizer) == before
     assert [group["lr"] for group in optimizer.param_groups] == rates
+    assert not any(int(state["step"]) for state in optimizer.state.values())
     assert set(template["state"]) == {name for name, _ in model.named_parameters()}
 
 

@@ -5,6 +5,7 @@ imports Triton: `test_torch_triton.py` runs `triton_numbers.py` and `triton_cont
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle, rounding_key, schedules
+from adafactor_torch._backends.cpp.compiled import Compiled
+from adafactor_torch._backends.triton import launch_group as _fused
 from adafactor_torch._backends.triton.launch_group import step
 from adafactor_torch._param_groups import numbers_of
 from adafactor_torch._task.matrix_view import canonical
-from adafactor_torch._task.task import FLOATS, Setting, Work
+from adafactor_torch._task.task import FLOATS, Amp, Setting, Work
 from parity_tests.torch_runs import FLOAT64, Array, Shape, bits, gradient, values
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,6 +66,25 @@ def quiet() -> Iterator[None]:
     """The interpreter's NumPy warns of what a masked element or an infinity computes, and a GPU does not."""
     with np.errstate(all="ignore"):
         yield
+
+
+Prepared = tuple[list[_fused.Group], Amp]
+
+
+def _ready(compiled: Compiled, works: list[Work], amp: Amp, steady: object) -> Prepared:
+    return _fused.ready(works, amp), amp
+
+
+def _step(compiled: Compiled, prepared: Prepared, works: list[Work]) -> Iterator[Sequence[Work]]:
+    groups, amp = prepared
+    yield from _fused.steps(groups, works, amp)
+
+
+@pytest.fixture
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fused=True` on the CPU takes the Triton kernels in place of the C++."""
+    monkeypatch.setattr(Compiled, "ready", functools.partialmethod(_ready))
+    monkeypatch.setattr(Compiled, "step", functools.partialmethod(_step))
 
 
 def work_of(
