@@ -16,7 +16,7 @@ from . import _state_dict as saved
 from ._gradient_release import stepped_in_backward, steps_in_backward
 from ._param_groups import OPTIONS, Group, check_group, check_options, completed, group_fields, number_in, split_lr
 from ._saved_state import restored
-from ._step.driver import Engine
+from ._step.driver import Driver
 from ._task.task import Amp, State
 
 
@@ -134,7 +134,7 @@ class Adafactor(torch.optim.Optimizer):
             "nonfinite": nonfinite,
             "telemetry": telemetry,
         }
-        self._engine, self._number = Engine(), traced.number_of(self)
+        self._driver, self._number = Driver(), traced.number_of(self)
         of_tensor = split_lr(lr) if isinstance(lr, Tensor) else {}
         super().__init__(params, {**group_fields(chosen), **of_tensor, **options})
 
@@ -196,7 +196,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def _step_now(self) -> None:
         self._opt_called = True
-        self._engine.step(self.param_groups, self.state, self._amp(), already_stepped=stepped_in_backward(self))
+        self._driver.step(self.param_groups, self.state, self._amp(), already_stepped=stepped_in_backward(self))
 
     def _amp(self) -> Amp:
         """What a GradScaler has set on this optimizer for the step that it calls."""
@@ -215,12 +215,12 @@ class Adafactor(torch.optim.Optimizer):
 
         Processes that share the parameter have to take it together.
         """
-        self._engine.step(self.param_groups, self.state, self._amp(), only=[p])
+        self._driver.step(self.param_groups, self.state, self._amp(), only=[p])
 
     @torch.no_grad()
     def _step_params(self, params: Sequence[Tensor]) -> None:
         """`step_param` of several at once, which share their sums over processes."""
-        self._engine.step(self.param_groups, self.state, self._amp(), only=params)
+        self._driver.step(self.param_groups, self.state, self._amp(), only=params)
 
     def telemetry(self) -> dict[str, dict[str, Tensor]]:
         """What the last step did with each parameter, by name, of those in a group with `telemetry=True`.
@@ -237,7 +237,7 @@ class Adafactor(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             check_options(group)
-        return self._engine.telemetry(self.param_groups)
+        return self._driver.telemetry(self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, of tensors and plain values only: `torch.load(..., weights_only=True)` reads it.
@@ -245,7 +245,7 @@ class Adafactor(torch.optim.Optimizer):
         A schedule or factoring rule is saved as its name and fields; a plain function as its name, and whoever loads
         the state dict keeps the function that his optimizer was built with.
         """
-        self._engine.tidy(self.param_groups, self.state)
+        self._driver.tidy(self.param_groups, self.state)
         # Registered now, so that a user's hook sees what is saved.
         hook = self.register_state_dict_post_hook(lambda optimizer, made: saved.encoded(made), prepend=True)
         try:
@@ -278,7 +278,7 @@ class Adafactor(torch.optim.Optimizer):
                 group.pop("format", None)
                 group.update({key: loaded[key] for key in saved.KEYS})
             optimizer.state.update(states)
-            self._engine = Engine()
+            self._driver = Driver()
 
         if not isinstance(state_dict, dict):
             raise refusal("state_dict", "a dict", state_dict)
@@ -296,7 +296,7 @@ class Adafactor(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What pickle and deepcopy hand over: the groups and the state, without what is remembered of them."""
         super().__setstate__(state)
-        self._engine = Engine()
+        self._driver = Driver()
         if not hasattr(self, "_number"):  # a new optimizer, not one that loads a state
             self._number = traced.number_of(self)
         for group in self.param_groups:

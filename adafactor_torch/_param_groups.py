@@ -90,10 +90,10 @@ def completed(group: Group) -> Group:
 
 def recipe_of(group: Group) -> Recipe:
     """The recipe of a group as it stands now: whoever changes a field of a group changes the next step."""
-    return replace(form_of(group), lr=lr_of(group))
+    return replace(recipe_without_lr(group), lr=learning_rate(group))
 
 
-def form_of(group: Group) -> Recipe:
+def recipe_without_lr(group: Group) -> Recipe:
     """The recipe of a group but for the value of its learning rate, the same object for as long as nothing changes."""
     values = (None if group["lr"] is None else 1.0, *(group[name] for name in FIELDS if name != "lr"))
     try:
@@ -103,7 +103,7 @@ def form_of(group: Group) -> Recipe:
     return _recipe(*values)
 
 
-def lr_of(group: Group) -> Any:
+def learning_rate(group: Group) -> Any:
     """The learning rate: a number, a schedule, or the value of a tensor, which on a device is waited for."""
     lr = group["lr"]
     if group["lr_schedule"] is not None and lr == group["lr_of_schedule"]:
@@ -190,7 +190,7 @@ def check_group(group: Group) -> None:
 
 
 def plain_form(group: Group) -> Recipe:
-    """`form_of` a group after every check of its fields and options, which are written in their plain form.
+    """`recipe_without_lr` a group after every check of its fields and options, which are written in their plain form.
 
     So whoever has written a number of NumPy's into a group can save it.
     """
@@ -199,10 +199,10 @@ def plain_form(group: Group) -> Recipe:
         raise refusal("lr_schedule", "a schedule or None", group["lr_schedule"])
     if group["lr_of_schedule"] is not None:
         group["lr_of_schedule"] = check_number("lr_of_schedule", group["lr_of_schedule"], at_least=0)
-    form = form_of(group)
+    form = recipe_without_lr(group)
     check_options(group)
     group.update({name: getattr(form, name) for name in FIELDS if name != "lr"})
-    return form_of(group)
+    return recipe_without_lr(group)
 
 
 def _name(name: object) -> str:

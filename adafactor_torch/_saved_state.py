@@ -10,8 +10,8 @@ from adafactor_spec import dtypes
 from adafactor_spec.errors import check_whole, is_number, refusal
 
 from ._param_groups import Group, counts_on_device, named, plan_of, recipe_of
-from ._sharding.dtensor import is_dtensor, laid, local_of
-from ._task.task import COUNT, FLOATS, Setting, State
+from ._sharding.dtensor import is_dtensor, local_of, placed_like_state
+from ._task.task import COUNT, FLOATS, ParamConfig, State
 
 _SECOND_MOMENTS = ("v_row", "v_col", "v", "v_max")
 # Where the state is not what the recipe in use keeps, and where it is not what the saved one does.
@@ -45,14 +45,14 @@ def restored(saved: dict[Any, Any], numbers: list[Any], before: list[Group], aft
             if key not in saved:
                 continue
             who = f"state of parameter {name!r}" if name else f"state of parameter {key}"
-            settings = [
-                Setting(of.for_name(n), plan_of(of, n, p), FLOATS[p.dtype], theirs["rounding"])
+            configs = [
+                ParamConfig(of.for_name(n), plan_of(of, n, p), FLOATS[p.dtype], theirs["rounding"])
                 for of, n in ((recipe, name), (stored, new_name))
             ]
             there = counts_on_device(theirs, p)
-            _check_state(who, saved[key], settings, p, there)
-            made.append((p, saved[key], settings[1], there))
-    return {p: _kept(state, setting, p, there) for p, state, setting, there in made}
+            _check_state(who, saved[key], configs, p, there)
+            made.append((p, saved[key], configs[1], there))
+    return {p: _kept(state, config, p, there) for p, state, config, there in made}
 
 
 def check_tensor(who: str, x: Any, *, values: bool = True) -> None:
@@ -73,12 +73,12 @@ def check_tensor(who: str, x: Any, *, values: bool = True) -> None:
         raise refusal(who, "a dense tensor with values", kind)
 
 
-def _check_state(who: str, state: Any, settings: list[Setting], p: Tensor, on_device: bool) -> None:
+def _check_state(who: str, state: Any, configs: list[ParamConfig], p: Tensor, on_device: bool) -> None:
     if not isinstance(state, dict):
         raise refusal(who, "a dict of tensors", state)
     found = {entry: _shape_of(value) for entry, value in state.items()}
-    for setting, remedy in zip(settings, _REMEDIES, strict=True):
-        expected = {"step": (), **{entry: shape for entry, (shape, _) in setting.layout.items()}}
+    for config, remedy in zip(configs, _REMEDIES, strict=True):
+        expected = {"step": (), **{entry: shape for entry, (shape, _) in config.layout.items()}}
         if found != expected:
             raise refusal(who, f"tensors of shapes {expected}", found, remedy)
     if not (p.is_meta and on_device and getattr(state["step"], "is_meta", False)):
@@ -87,9 +87,9 @@ def _check_state(who: str, state: Any, settings: list[Setting], p: Tensor, on_de
     for entry, x in moments.items():
         check_tensor(f"{entry} of the {who}", x, values=not p.is_meta)
     kept = {entry: x.dtype for entry, x in moments.items()}
-    if not any(kept == _dtypes(settings[1], dtype) for dtype in dtypes.NAMES):
+    if not any(kept == _dtypes(configs[1], dtype) for dtype in dtypes.NAMES):
         names = {entry: str(dtype) for entry, dtype in kept.items()}
-        must = f"those that its recipe keeps, such as {_dtypes(settings[1], settings[1].dtype)}"
+        must = f"those that its recipe keeps, such as {_dtypes(configs[1], configs[1].dtype)}"
         raise refusal(f"dtypes of the {who}", must, names, "Save and load state without casting it.")
     for entry in moments.keys() & _SECOND_MOMENTS:
         if _has_negative(moments[entry]):
@@ -103,9 +103,9 @@ def _shape_of(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else type(value).__name__
 
 
-def _dtypes(setting: Setting, dtype: str) -> dict[str, torch.dtype]:
-    """The dtypes of the state, but for the count, that the same setting keeps of a parameter of another dtype."""
-    other = Setting(setting.recipe, setting.plan, dtype, setting.rounding)
+def _dtypes(config: ParamConfig, dtype: str) -> dict[str, torch.dtype]:
+    """The dtypes of the state, but for the count, that the same config keeps of a parameter of another dtype."""
+    other = ParamConfig(config.recipe, config.plan, dtype, config.rounding)
     return {entry: stored for entry, (_, stored) in other.layout.items()}
 
 
@@ -134,12 +134,12 @@ def steps_of(who: str, step: Any) -> int:
     return steps
 
 
-def _kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
+def _kept(state: State, config: ParamConfig, p: Tensor, on_device: bool) -> State:
     kept = {}
-    for entry, (_, dtype) in setting.layout.items():
+    for entry, (_, dtype) in config.layout.items():
         x = state[entry].detach()
         x = x if is_dtensor(x) else x.contiguous()
-        kept[entry] = laid(x.to(p.device, dtype, copy=True), p, entry, setting.plan)
+        kept[entry] = placed_like_state(x.to(p.device, dtype, copy=True), p, entry, config.plan)
     steps = 0 if getattr(state["step"], "is_meta", False) else steps_of("", state["step"])  # nothing can be read there
     step = torch.tensor(steps, dtype=COUNT, device=p.device if on_device else "cpu")
     return {"step": step, **kept}

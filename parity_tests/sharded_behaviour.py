@@ -11,11 +11,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from adafactor_spec import Recipe, factoring
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.eager.blocks import Part
-from adafactor_torch._sharding import process_groups as _wires
+from adafactor_torch._backends.eager.blocks import BlockedTask
+from adafactor_torch._sharding import process_groups as _process_groups
 from adafactor_torch._sharding.dtensor import Lay
-from adafactor_torch._task.matrix_view import from_view
-from adafactor_torch._task.task import NO_AMP, Setting, Work
+from adafactor_torch._task.matrix_view import from_matrices
+from adafactor_torch._task.task import NO_AMP, ParamConfig, Task
 
 from . import sharded_runs as runs
 from .sharded_runs import SHAPES, Shape
@@ -121,19 +121,19 @@ def rounded(name: str, fused: bool) -> tuple[int, float]:
     wrong = differing = total = 0
     options: dict[str, Any] = {"rounding": "stochastic", "fused": fused}
     optimizer, plain = (_made(layout, SHAPES, torch.bfloat16, **options) for layout in (name, "plain"))
-    setting = Recipe(lr=0.1)
+    config = Recipe(lr=0.1)
     for i, p in enumerate(_params(optimizer)):
         plan = factoring.plan(factoring.last_two, tuple(p.shape))
         lay = Lay(p, plan)
-        one = Setting(setting, lay.plan, "bfloat16", "stochastic")
-        work = Work(runs.local(p), runs.local(p), {}, one, setting.at(1))
-        work.state = {key: torch.zeros(shape) for key, (shape, _) in one.layout.items()}
-        part = Part(work, lay.plan, NO_AMP, 1 << 18, piece=lay.piece)
+        one = ParamConfig(config, lay.plan, "bfloat16", "stochastic")
+        task = Task(runs.local(p), runs.local(p), {}, one, config.at(1))
+        task.state = {key: torch.zeros(shape) for key, (shape, _) in one.layout.items()}
+        part = BlockedTask(task, lay.plan, NO_AMP, 1 << 18, piece=lay.piece)
         (elements,) = part.elements()
         whole = torch.arange(p.numel(), dtype=torch.int32).view(plan.shape)
         expected = runs.part_of(whole, p)
         assert elements is not None
-        wrong += int((from_view(elements, lay.plan, tuple(expected.shape)) != expected).sum())
+        wrong += int((from_matrices(elements, lay.plan, tuple(expected.shape)) != expected).sum())
         p.grad = runs.laid(name, i, runs.gradients(1, torch.bfloat16, SHAPES)[i])
     _give("plain", plain, list(runs.gradients(1, torch.bfloat16, SHAPES)))
     optimizer.step()
@@ -202,14 +202,14 @@ def even_first() -> bool:
     Of (30, 3) two processes side by side have two columns and one, so that what stands behind them would move.
     """
     optimizer, buffers = _made("row", ((30, 3), (16,), (30, 3), (8, 4))), list[list[int]]()
-    added = _wires._add
+    added = _process_groups._add
 
     def add(values: list[Tensor], group: Any) -> None:
         buffers.append([value.numel() for value in values])
         added(values, group)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_wires, "_add", add)
+        patch.setattr(_process_groups, "_add", add)
         runs.advance("row", optimizer, 2, 2)
     sizes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, buffers)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends.cpp import build as _build
 
 from . import sharded_runs as runs
 from .sharded_runs import Shape
@@ -40,10 +40,10 @@ def without_library(name: str) -> tuple[float, int]:
     """(Error of a run in which the last process has no compiled library, parameters that the C++ has stepped)."""
     optimizer, plain = _both(name)
     last = dist.get_rank() == dist.get_world_size() - 1
-    with mock.patch.object(_native, "library", (lambda unit: None) if last else _native.library):
+    with mock.patch.object(_build, "library", (lambda unit: None) if last else _build.library):
         runs.advance(name, optimizer, 1, 3)
     runs.advance("plain", plain, 1, 3)
-    engine: Any = optimizer._engine
+    engine: Any = optimizer._driver
     return _error((optimizer, plain)), len(engine._sharded._compiled.compiled.rows)
 
 

@@ -10,8 +10,8 @@ import pytest
 from adafactor_torch import _param_groups as _groups
 from adafactor_torch import _saved_state
 from adafactor_torch._backends.triton.parts import TritonParts
-from adafactor_torch._step import driver as _engine
-from adafactor_torch._step import tasks as _works
+from adafactor_torch._step import driver as _driver
+from adafactor_torch._step import tasks as _tasks
 
 from . import sharded_behaviour as behaviour
 from . import sharded_runs as runs
@@ -33,6 +33,6 @@ def by_kernels(steps: int, function: Callable[..., Any], *arguments: Any) -> Any
 def counted_on_device(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns where steps are counted as a GPU's would be."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_engine, _groups, _saved_state, _works):
+        for module in (_driver, _groups, _saved_state, _tasks):
             patch.setattr(module, "counts_on_device", lambda *_: True)
         return function(*arguments)

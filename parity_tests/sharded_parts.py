@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from adafactor_spec.factoring import Plan
-from adafactor_torch._backends.triton import backend as _fused_sharded
+from adafactor_torch._backends.triton import backend as _sharded_backend
 from adafactor_torch._sharding.held import Held
 from adafactor_torch._task.matrix_view import reduced_axes
 from adafactor_torch._task.shard import Piece
-from adafactor_torch._task.task import NO_AMP, Amp, Work
+from adafactor_torch._task.task import NO_AMP, Amp, Task
 from parity_tests.torch_runs import Shape
 from parity_tests.triton_runs import DEVICE
 
@@ -63,12 +63,12 @@ class Lay:
         return self.cut(torch.arange(count, dtype=torch.int32).view(self._whole.shape))
 
 
-class Wires:
+class ProcessGroups:
     def of(self, mesh: str, dims: Shape) -> Shape:
         return dims
 
 
-class Flags:
+class StepMask:
     """Says which parameters take the step: all of them, or those whose places are not in `out`."""
 
     def __init__(self, *out: int, checks: bool = False) -> None:
@@ -78,7 +78,7 @@ class Flags:
     def checks(self, place: int) -> bool:
         return self._checks
 
-    def tell(self, places: Sequence[int], bad: Tensor) -> None:
+    def report(self, places: Sequence[int], bad: Tensor) -> None:
         self.bad |= dict(zip(places, bad.tolist(), strict=True))
 
     def good(self, places: Sequence[int]) -> Tensor | None:
@@ -88,24 +88,24 @@ class Flags:
 
 
 def steps_of(held: list[Held], flags: Any, amp: Amp = NO_AMP) -> Iterator[Any]:
-    """The step of the kernels, over these wires."""
-    wires: Any = Wires()
-    return _fused_sharded.steps(held, flags, wires, amp)
+    """The step of the kernels, over these process groups."""
+    process_groups: Any = ProcessGroups()
+    return _sharded_backend.steps(held, flags, process_groups, amp)
 
 
 class Parts:
     """Parameters as the processes of the mesh hold them."""
 
-    def __init__(self, works: Sequence[Work], splits: Splits, **how: Any) -> None:
-        self.works, self._ranks = works, ranks_of(splits)
-        lays = [[Lay(work.setting.plan, splits, rank, **how) for work in works] for rank in self._ranks]
-        self.of_rank = [[self._part(*one) for one in zip(works, own, range(len(works)), strict=True)] for own in lays]
+    def __init__(self, tasks: Sequence[Task], splits: Splits, **how: Any) -> None:
+        self.tasks, self._ranks = tasks, ranks_of(splits)
+        lays = [[Lay(task.config.plan, splits, rank, **how) for task in tasks] for rank in self._ranks]
+        self.of_rank = [[self._part(*one) for one in zip(tasks, own, range(len(tasks)), strict=True)] for own in lays]
 
-    def _part(self, work: Work, lay: Any, place: int) -> Held:
-        plan = work.setting.plan
-        state = {name: lay.cut(x, reduced_axes(name, plan)).clone() if x.ndim else x for name, x in work.state.items()}
-        part = Work(lay.cut(work.p).clone(), lay.cut(work.grad).clone(), state, work.setting, work.now)
-        if work.telemetry is not None:
+    def _part(self, task: Task, lay: Any, place: int) -> Held:
+        plan = task.config.plan
+        state = {name: lay.cut(x, reduced_axes(name, plan)).clone() if x.ndim else x for name, x in task.state.items()}
+        part = Task(lay.cut(task.p).clone(), lay.cut(task.grad).clone(), state, task.config, task.now)
+        if task.telemetry is not None:
             part.telemetry = torch.zeros((_indices_of(lay.plan), 4), device=DEVICE)
         return Held(part, lay, place, part.p)
 
@@ -113,10 +113,10 @@ class Parts:
         """One step with the numbers and the gradients of the whole; how many sums were asked for at each pause."""
         for parts in self.of_rank:
             for one in parts:
-                work, whole, lay = one.work, self.works[one.place], cast(Lay, one.lay)
-                work.now, work.key, work.maximize = whole.now, whole.key, whole.maximize
-                work.grad.copy_(lay.cut(whole.grad))
-        running = [steps_of(parts, Flags(*out), amp) for parts in self.of_rank]
+                task, whole, lay = one.task, self.tasks[one.place], cast(Lay, one.lay)
+                task.now, task.key, task.maximize = whole.now, whole.key, whole.maximize
+                task.grad.copy_(lay.cut(whole.grad))
+        running = [steps_of(parts, StepMask(*out), amp) for parts in self.of_rank]
         asked = []
         for _ in range(3):
             values: list[Any] = [next(steps) for steps in running]
@@ -129,8 +129,8 @@ class Parts:
         """Place and lay of every part, and name, value and reduced axes of its tensors."""
         for parts in self.of_rank:
             for one in parts:
-                plan = one.work.setting.plan
-                for name, x in {"p": one.work.p, **one.work.state}.items():
+                plan = one.task.config.plan
+                for name, x in {"p": one.task.p, **one.task.state}.items():
                     if name != "step":
                         yield one.place, one.lay, name, x, reduced_axes(name, plan)
 

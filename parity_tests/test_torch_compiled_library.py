@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends.cpp import build as _build
 from adafactor_torch._backends.cpp import compiler as _compiler
 from adafactor_torch._backends.cpp import library_cache as _cache
 
@@ -29,9 +29,9 @@ USER = 12345  # neither root nor who runs the tests
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of this machine, as its compiler makes it."""
-    assert _native.library() is not None
-    using, texts = _compiler.command(), _native._texts("whole")
-    folder, key = _cache.folder(), _native._key("whole", using, texts)
+    assert _build.library() is not None
+    using, texts = _compiler.command(), _build._texts("whole")
+    folder, key = _cache.folder(), _build._key("whole", using, texts)
     found = sorted(folder.glob(f"{key}-*.so")) if folder else []
     path: Path = tmp_path_factory.mktemp("real") / "step.so"
     path.write_bytes(found[0].read_bytes() if found else _compiler.compiled(using, "whole", texts))
@@ -42,10 +42,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and no library that has been found before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(_native, "warned", set())
-    _native.found.cache_clear()
+    monkeypatch.setattr(_build, "warned", set())
+    _build.found.cache_clear()
     yield tmp_path / "adafactor"
-    _native.found.cache_clear()
+    _build.found.cache_clear()
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done
 
 def again() -> tuple[Any, str]:
     """The library and the reason, as another process would find them."""
-    _native.found.cache_clear()
-    return _native.found("whole")
+    _build.found.cache_clear()
+    return _build.found("whole")
 
 
 def compilations(log: Path) -> list[str]:

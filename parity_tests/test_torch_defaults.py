@@ -15,7 +15,7 @@ import torch
 
 from adafactor_spec import schedules
 from adafactor_torch import Adafactor, release_gradients
-from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._backends.eager import backend as _eager_backend
 
 from . import sharded_defaults
 from .torch_runs import frozen, values
@@ -103,7 +103,7 @@ def stepped(dtype: torch.dtype, which: str | None, released: bool = False, **opt
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("path", PATHS)
 def test_whole_steps(path: str, name: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_eager, "BLOCK", 20_000)
+    monkeypatch.setattr(_eager_backend, "BLOCK", 20_000)
     for dtype in (torch.float32, torch.bfloat16):
         how = {**PATHS[path], **OPTIONS[name]}
         assert stepped(dtype, which, **how) == stepped(dtype, None, **how)

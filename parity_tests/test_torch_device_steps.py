@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from adafactor_spec import Recipe, recipes, schedules
 from adafactor_torch import Adafactor, _saved_state
 from adafactor_torch import _param_groups as _groups
-from adafactor_torch._step import driver as _engine
-from adafactor_torch._step import tasks as _works
+from adafactor_torch._step import driver as _driver
+from adafactor_torch._step import tasks as _tasks
 
 from .profiles import examples
 from .random_recipes import any_recipe, problems
@@ -37,7 +37,7 @@ def counted_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def count_here(patch: pytest.MonkeyPatch) -> None:
     """The same for other tests."""
-    for module in (_engine, _groups, _saved_state, _works):
+    for module in (_driver, _groups, _saved_state, _tasks):
         patch.setattr(module, "counts_on_device", lambda group, p: group["capturable"] or group["nonfinite"] == "skip")
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafactor_torch import Adafactor, release_gradients
-from adafactor_torch._backends import reference as _phases
-from adafactor_torch._backends.cpp import build as _native
+from adafactor_torch._backends import reference as _reference
+from adafactor_torch._backends.cpp import build as _build
 from adafactor_torch._backends.cpp import table as _compiled_table
-from adafactor_torch._backends.eager import backend as _eager
-from adafactor_torch._step import driver as _engine
+from adafactor_torch._backends.eager import backend as _eager_backend
+from adafactor_torch._step import driver as _driver
 from adafactor_torch._step import paths as _paths
 from adafactor_torch._step import state as _state
 from adafactor_torch._step.undo import Undo
@@ -32,8 +32,8 @@ class Broken(BaseException):
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(_eager, "SMALL", 64)  # so that (12, 10) is stepped in blocks, and the others in stacks
-    monkeypatch.setattr(_eager, "BLOCK", 60)
+    monkeypatch.setattr(_eager_backend, "SMALL", 64)  # so that (12, 10) is stepped in blocks, and the others in stacks
+    monkeypatch.setattr(_eager_backend, "BLOCK", 60)
     return PATHS[request.param]
 
 
@@ -100,12 +100,12 @@ def library(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
     def broken(unit: str = "whole") -> Any:
         raise Broken("no library")
 
-    patch.setattr(_native, "library", broken)
+    patch.setattr(_build, "library", broken)
     patch.setattr(_paths, "is_fused", lambda group, device: True)
 
 
 def no_memory_for_state(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
-    kept, left = _state.kept, [3]
+    kept, left = _state.ensure_state, [3]
 
     def failing(*args: Any) -> Any:
         left[0] -= 1
@@ -113,7 +113,7 @@ def no_memory_for_state(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None
             raise MemoryError
         return kept(*args)
 
-    patch.setattr(_engine, "kept", failing)
+    patch.setattr(_driver, "ensure_state", failing)
     for group in optimizer.param_groups:  # other states than before, so that they have to be completed
         group["amsgrad"] = True
 
@@ -122,16 +122,16 @@ def no_memory_for_the_step(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> N
     def failing(*args: Any) -> Any:
         raise MemoryError
 
-    patch.setattr(_phases, "computed", failing)
-    patch.setattr(_eager, "Part", failing)
-    patch.setattr(_compiled_table.Table, "begin", failing)
+    patch.setattr(_reference, "computed", failing)
+    patch.setattr(_eager_backend, "BlockedTask", failing)
+    patch.setattr(_compiled_table.TaskTable, "begin", failing)
 
 
 def counting(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
     count = Undo.count
 
-    def failing(undo: Undo, works: Any) -> None:
-        count(undo, works)
+    def failing(undo: Undo, tasks: Any) -> None:
+        count(undo, tasks)
         raise Broken("an interrupt")
 
     patch.setattr(Undo, "count", failing)
@@ -346,7 +346,7 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
 def test_a_sum_over_processes_that_fails_before_anything_is_written(mesh: Any, before: int, fused: bool) -> None:
     from torch.distributed.tensor import DTensor, Shard
 
-    from adafactor_torch._sharding.process_groups import Wires
+    from adafactor_torch._sharding.process_groups import ProcessGroups
 
     def shared(x: Tensor) -> Tensor:
         return DTensor.from_local(x, mesh, [Shard(0)], run_check=False)
@@ -372,17 +372,17 @@ def test_a_sum_over_processes_that_fails_before_anything_is_written(mesh: Any, b
     for t in range(1, before + 1):
         step(optimizer, params, t)
         step(other, others, t)
-    expected, add, calls = values(optimizer, params), Wires.add, list[int]()
+    expected, add, calls = values(optimizer, params), ProcessGroups.all_reduce, list[int]()
     for failing in range(1, 4):  # gradients that arrive as sums, and the sums after the statistics
 
-        def broken(wires: Wires, asked: Any, failing: int = failing) -> None:
+        def broken(process_groups: ProcessGroups, asked: Any, failing: int = failing) -> None:
             calls.append(1)
             if len(calls) == failing:
                 raise Broken
-            add(wires, asked)
+            add(process_groups, asked)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Wires, "add", broken)
+            patch.setattr(ProcessGroups, "all_reduce", broken)
             calls.clear()
             with pytest.raises(Broken):
                 step(optimizer, params[:-1], before + 1)

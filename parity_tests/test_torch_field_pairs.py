@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._backends.eager import backend as _eager_backend
 
 from . import field_pairs as pairs
 from . import sharded_pairs
@@ -33,8 +33,8 @@ def test_every_pair_is_in_a_configuration() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_whole_parameters(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "small blocks":
-        monkeypatch.setattr(_eager, "BLOCK", 40)
-        monkeypatch.setattr(_eager, "SMALL", 16)
+        monkeypatch.setattr(_eager_backend, "BLOCK", 40)
+        monkeypatch.setattr(_eager_backend, "SMALL", 16)
     found = pairs.wrong(CASES, dtype, **PATHS[path])
     assert not found, "\n".join([f"{len(found)} differ", *found[:5]])
 

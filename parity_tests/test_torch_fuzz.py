@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from adafactor_spec import FIELDS, Recipe, factoring, recipes, replace
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._backends.eager import backend as _eager_backend
 
 from . import torch_draws as draws
 from .profiles import examples
@@ -314,8 +314,8 @@ REACHED = {
 @pytest.mark.parametrize("path", PATHS)
 def test_random_interleavings(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "blocks":  # else all of these tensors are stacked
-        monkeypatch.setattr(_eager, "SMALL", 10)
-        monkeypatch.setattr(_eager, "BLOCK", 50)
+        monkeypatch.setattr(_eager_backend, "SMALL", 10)
+        monkeypatch.setattr(_eager_backend, "BLOCK", 50)
     reached: set[str] = set()
     start: Any = lambda: Machine(PATHS[path], tmp_path, reached)  # noqa: E731 (hypothesis asks for a class)
     run_state_machine_as_test(start, settings=FUZZ)

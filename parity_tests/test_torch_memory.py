@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._backends.eager import backend as _eager_backend
 from adafactor_torch._task import memory as _memory
 from adafactor_torch._task.memory import overlaps
 from benchmarks.torch.memory import peak_bytes
@@ -162,7 +162,7 @@ def test_an_eager_step_has_no_temporary_of_a_parameters_size(
     masked: bool, rounding: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a device says whether the step is taken: a CPU stands in for it."""
-    monkeypatch.setattr(_eager, "BLOCK", 2**12)
+    monkeypatch.setattr(_eager_backend, "BLOCK", 2**12)
     if masked:
         count_here(monkeypatch)
     p = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from adafactor_spec import Recipe, factoring
 from adafactor_torch import Adafactor
-from adafactor_torch._backends.cpp import build as _native
-from adafactor_torch._backends.eager import backend as _eager
+from adafactor_torch._backends.cpp import build as _build
+from adafactor_torch._backends.eager import backend as _eager_backend
 
 from .profiles import examples
 from .random_recipes import any_recipe, problems
@@ -51,8 +51,8 @@ RECIPES = {
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The keywords of a path; "small blocks" is the eager one with everything cut and stacked."""
     if request.param == "small blocks":
-        monkeypatch.setattr(_eager, "BLOCK", 40)
-        monkeypatch.setattr(_eager, "SMALL", 16)
+        monkeypatch.setattr(_eager_backend, "BLOCK", 40)
+        monkeypatch.setattr(_eager_backend, "SMALL", 16)
     return PATHS[request.param]
 
 
@@ -100,7 +100,7 @@ def test_any_recipe_in_float64(path: dict[str, Any], recipe: Recipe, problem: An
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_tensors_that_are_taken_apart(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_eager, "BLOCK", 20_000)
+    monkeypatch.setattr(_eager_backend, "BLOCK", 20_000)
     problem = large()
     options = {"maximize": name.startswith("ascent")}
     plain = run(problem, torch.float64, RECIPES[name], **options, **PLAIN)
@@ -139,7 +139,7 @@ TURNED = 2.0**-9
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_sixteen_bits(kind: str, dtype: torch.dtype, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_eager, "BLOCK", 20_000)
+    monkeypatch.setattr(_eager_backend, "BLOCK", 20_000)
     params, grads = large(1)
     for recipe in (Recipe(weight_decay=0.1), RECIPES["batch"]):
         options = {"rounding": rounding, "seed": 7}
@@ -193,13 +193,13 @@ def test_without_a_compiler_fused_steps_eagerly_and_says_so(monkeypatch: pytest.
     problem = large(1)
     eager = snapshot(run(problem, torch.float32, RECIPES["paper"]))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    _native.found.cache_clear()
+    _build.found.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no CPU kernels .* no-such-compiler could not be run.* name one in CXX"):
             fused = run(problem, torch.float32, RECIPES["paper"], fused=True)
     finally:
-        _native.found.cache_clear()
-        _native.warned.clear()
+        _build.found.cache_clear()
+        _build.warned.clear()
     assert snapshot(fused)[:2] == eager[:2]
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from adafactor_torch._sharding import process_groups as _wires
-from adafactor_torch._sharding.process_groups import Wires
-from adafactor_torch._task.shard import Asked
+from adafactor_torch._sharding import process_groups as _process_groups
+from adafactor_torch._sharding.process_groups import ProcessGroups
+from adafactor_torch._task.shard import PartialSum
 
 from . import sharded_models as models
 from . import sharded_release as release
@@ -89,11 +89,13 @@ def test_parts_on_the_cpu_under_a_mesh_of_gpus_keep_their_state_there(four: Rank
 
 def test_sums_of_two_devices_travel_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where FSDP2 offloads some modules only. There is one device here; meta tensors stand for those of another."""
-    wires, added = Wires(), list[list[str]]()
-    wire = (0, 1), "cuda"
-    monkeypatch.setattr(wires, "_order", {wire: None})
-    monkeypatch.setattr(_wires, "_add", lambda values, group: added.append([x.device.type for x in values]))
-    wires.add([Asked(torch.zeros(2, device=kind), [wire]) for kind in ("meta", "cpu", "meta")])
+    process_groups, added = ProcessGroups(), list[list[str]]()
+    group_key = (0, 1), "cuda"
+    monkeypatch.setattr(process_groups, "_order", {group_key: None})
+    monkeypatch.setattr(_process_groups, "_add", lambda values, group: added.append([x.device.type for x in values]))
+    process_groups.all_reduce(
+        [PartialSum(torch.zeros(2, device=kind), [group_key]) for kind in ("meta", "cpu", "meta")]
+    )
     assert added == [["cpu"], ["meta", "meta"]]
 
 

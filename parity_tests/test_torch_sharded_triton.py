@@ -41,18 +41,22 @@ def test_kernels_take_what_they_take_on_all_processes(everywhere: bool, monkeypa
     monkeypatch.setattr(_triton_parts, "triton_path", lambda: "the kernels")
     asked = []
 
-    def all_have(what: str, mesh: str, has: Any) -> bool:
+    def agree(what: str, mesh: str, has: Any) -> bool:
         asked.append((what, mesh, has()))
         return everywhere
 
     def part(device: str, fused: bool, mesh: str = "one") -> Any:
-        work = SimpleNamespace(p=torch.empty(2, device=device), fused=fused)
-        return SimpleNamespace(work=work, lay=SimpleNamespace(mesh=mesh))
+        task = SimpleNamespace(p=torch.empty(2, device=device), fused=fused)
+        return SimpleNamespace(task=task, lay=SimpleNamespace(mesh=mesh))
 
-    wires: Any = SimpleNamespace(all_have=all_have)
+    process_groups: Any = SimpleNamespace(agree=agree)
     parts = _triton_parts.TritonParts()
-    assert not parts.takes(part("cpu", True), wires) and not parts.takes(part("meta", False), wires) and not asked
-    assert parts.takes(part("meta", True), wires) is everywhere
+    assert (
+        not parts.takes(part("cpu", True), process_groups)
+        and not parts.takes(part("meta", False), process_groups)
+        and not asked
+    )
+    assert parts.takes(part("meta", True), process_groups) is everywhere
     assert asked == [("Triton", "one", True)]
 
 

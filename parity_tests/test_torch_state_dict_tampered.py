@@ -30,14 +30,14 @@ def victim() -> Adafactor:
 
 def refused(victim: Adafactor, state_dict: Any) -> bool:
     """Whether loading is refused, in form and with nothing changed: state, groups, counts, or what is remembered."""
-    before, engine, message = snapshot(victim), victim._engine, ""
+    before, engine, message = snapshot(victim), victim._driver, ""
     try:
         victim.load_state_dict(state_dict)
     except ValueError as error:
         message = str(error)
     if message:
         assert FORM.search(message), message
-        assert snapshot(victim) == before and victim._engine is engine
+        assert snapshot(victim) == before and victim._driver is engine
     return bool(message)
 
 

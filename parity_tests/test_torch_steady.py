@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adafactor_torch import Adafactor
-from adafactor_torch._step.task_cache import Steady
+from adafactor_torch._step.task_cache import TaskCache
 
 PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "compiled": {"fused": True}}
 SHAPES = [(6, 5), (7,), (6, 5), (3, 4, 2)]
@@ -184,20 +184,20 @@ def test_a_change_is_noticed(
         ]
 
     kept = run()
-    monkeypatch.setattr(Steady, "again", lambda *_: False)
+    monkeypatch.setattr(TaskCache, "still_holds", lambda *_: False)
     for x, y in zip(kept, run(), strict=True):
         assert x.dtype == y.dtype and torch.equal(x, y)
 
 
 def test_the_third_step_is_like_the_second(path: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[bool] = []
-    again = Steady.again
+    again = TaskCache.still_holds
 
     def overheard(*args: Any) -> bool:
         said.append(again(*args))
         return said[-1]
 
-    monkeypatch.setattr(Steady, "again", overheard)
+    monkeypatch.setattr(TaskCache, "still_holds", overheard)
     optimizer, params = built(lr=lambda t: 0.1 / t, **path)
     for t in range(1, 5):
         give_gradients(params, t)

@@ -58,14 +58,14 @@ def test_a_step_waits_for_nothing() -> None:
     from adafactor_torch._backends.triton.launch_group import step
     from parity_tests.triton_runs import few, set_step
 
-    works = few("average of updates", torch.bfloat16, telemetry=True, skipped=True, rounding="stochastic")
+    tasks = few("average of updates", torch.bfloat16, telemetry=True, skipped=True, rounding="stochastic")
     for t in (1, 2, 3):
-        set_step(works, t)
-        for work in works:
-            work.grad = work.grad.clone()
+        set_step(tasks, t)
+        for task in tasks:
+            task.grad = task.grad.clone()
         torch.cuda.set_sync_debug_mode("error" if t > 1 else "default")
         try:
-            step(works)
+            step(tasks)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -77,29 +77,29 @@ def test_a_captured_step_is_the_step() -> None:
 
     captured, eager = (few("average of updates", torch.bfloat16) for _ in "12")
     set_step(captured, 1)
-    now = [on_device(work.now) for work in captured]
-    for work, numbers in zip(captured, now, strict=True):
-        work.now = numbers
-    start = [(work.p.clone(), {k: x.clone() for k, x in work.state.items()}) for work in captured]
+    now = [on_device(task.now) for task in captured]
+    for task, numbers in zip(captured, now, strict=True):
+        task.now = numbers
+    start = [(task.p.clone(), {k: x.clone() for k, x in task.state.items()}) for task in captured]
     step(captured)  # compiles the kernels and makes the tables
-    for work, (p, state) in zip(captured, start, strict=True):
-        work.p.copy_(p)
+    for task, (p, state) in zip(captured, start, strict=True):
+        task.p.copy_(p)
         for name, x in state.items():
-            work.state[name].copy_(x)
+            task.state[name].copy_(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step(captured)
     for t in (1, 2, 3):
         set_step(eager, t)
-        for work, numbers, other in zip(captured, now, eager, strict=True):
-            work.grad.copy_(other.grad)
+        for task, numbers, other in zip(captured, now, eager, strict=True):
+            task.grad.copy_(other.grad)
             for name, x in vars(numbers).items():
                 if isinstance(x, torch.Tensor):
                     x.fill_(getattr(other.now, name))
         graph.replay()
         step(eager)
-    for work, other in zip(captured, eager, strict=True):
-        assert kept(work)[0] == kept(other)[0]
+    for task, other in zip(captured, eager, strict=True):
+        assert kept(task)[0] == kept(other)[0]
 
 
 @needs_a_gpu
@@ -107,10 +107,10 @@ def test_a_capture_refuses_tensors_that_have_moved(monkeypatch: pytest.MonkeyPat
     from adafactor_torch._backends.triton.launch_group import step
     from parity_tests.triton_runs import few, set_step
 
-    works = few("paper", torch.float32)
-    set_step(works, 1)
-    step(works)
-    works[0].grad = works[0].grad.clone()
+    tasks = few("paper", torch.float32)
+    set_step(tasks, 1)
+    step(tasks)
+    tasks[0].grad = tasks[0].grad.clone()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="step before"):
-        step(works)
+        step(tasks)

@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton import launch_group as _launch_group
 from adafactor_torch._backends.triton import tiles as _triton_tiles
 from adafactor_torch._task.task import Amp
 from parity_tests.sharded_parts import SPLITS, Parts
@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, torch.dtype, tuple[int, ...], dict[str, Any]]] = {
     "float64 vector": ("decay before scale", torch.float64, (40,), ALL),
     "bfloat16 vector": ("average of steps", torch.bfloat16, (512,), {"rounding": "kahan"}),
 }
-NAMES = ("programs", "ints", "moving", "floats", "numbers", "work", "flags", "scale", "found")
+NAMES = ("programs", "ints", "moving", "floats", "numbers", "workspace", "flags", "scale", "found")
 PARTS = {"bfloat16 matrix, rows split": "rows", "bfloat16 matrix, both split": "both"}
 PAIRS = [(case, "H100") for case in CASES] + [("bfloat16 matrix", "MI300")]
 PAIRS += [(case, "H100") for case in PARTS]
@@ -42,19 +42,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(NAMES))}
         source = ASTSource(kernel, {**signature, "o": "constexpr"}, {(len(NAMES),): options}, aligned)
         if kernel.fn.__name__ not in found:  # the parts of other processes are compiled alike
-            found[kernel.fn.__name__] = triton.compile(source, target=TARGETS[target], options=_fused.LAUNCH)
+            found[kernel.fn.__name__] = triton.compile(source, target=TARGETS[target], options=_launch_group.LAUNCH)
 
-    works = few(name, dtype, [shape], **asked)
-    set_step(works, 1)
+    tasks = few(name, dtype, [shape], **asked)
+    set_step(tasks, 1)
     scale = torch.ones(())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-        patch.setattr(_fused, "launch", compile_it)
+        patch.setattr(_launch_group, "launch", compile_it)
         amp = Amp(scale, scale) if asked is ALL else Amp()
         if case in PARTS:
-            Parts(works, SPLITS[PARTS[case]]).step(amp)
+            Parts(tasks, SPLITS[PARTS[case]]).step(amp)
         else:
-            _fused.step(works, amp)
+            _launch_group.step(tasks, amp)
     return found
 
 

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafactor_spec import Recipe, factoring
 from adafactor_spec.factoring import explicit
-from adafactor_torch._backends import reference as _phases
-from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends import reference as _reference
+from adafactor_torch._backends.triton import launch_group as _launch_group
 from adafactor_torch._backends.triton.launch_group import step
-from adafactor_torch._task.task import Amp, Work
+from adafactor_torch._task.task import Amp, Task
 from parity_tests.triton_runs import (
     DEVICE,
     FEW,
@@ -46,28 +46,28 @@ def test_a_parameter_alone_is_the_same_bits() -> None:
         for index in reversed(range(len(shapes))):
             set_step([alone[index]], t, [index])
             step([alone[index]])
-    assert [kept(work) for work in together] == [kept(work) for work in alone] == [kept(work) for work in again]
+    assert [kept(task) for task in together] == [kept(task) for task in alone] == [kept(task) for task in again]
 
 
 def test_gradients_may_be_other_tensors_at_each_step() -> None:
-    works, plain = few("paper"), few("paper")
+    tasks, plain = few("paper"), few("paper")
     for t in (1, 2, 3):
-        for each in (works, plain):
+        for each in (tasks, plain):
             set_step(each, t)
-        for work in works:
-            work.grad = work.grad.clone()
-        step(works)
+        for task in tasks:
+            task.grad = task.grad.clone()
+        step(tasks)
         step(plain)
-    assert [kept(work) for work in works] == [kept(work) for work in plain]
+    assert [kept(task) for task in tasks] == [kept(task) for task in plain]
 
 
 def test_the_tables_go_with_the_parameter() -> None:
-    works = few("paper", torch.float32)
-    set_step(works, 1)
-    step(works)
-    tables = [weakref.ref(group) for group in _fused._groups(works, Amp(), False)]
+    tasks = few("paper", torch.float32)
+    set_step(tasks, 1)
+    step(tasks)
+    tables = [weakref.ref(group) for group in _launch_group._groups(tasks, Amp(), False)]
     assert all(table() is not None for table in tables)
-    works.clear()
+    tasks.clear()
     gc.collect()
     assert all(table() is None for table in tables)
 
@@ -75,38 +75,38 @@ def test_the_tables_go_with_the_parameter() -> None:
 @pytest.mark.parametrize("name", ["paper", "not factored"])
 def test_launches_do_not_depend_on_how_many_parameters_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches: list[Any] = []
-    monkeypatch.setattr(_fused, "launch", lambda kernel, *rest: launches.append(kernel))
+    monkeypatch.setattr(_launch_group, "launch", lambda kernel, *rest: launches.append(kernel))
     counts = []
     for number in (3, 30):
-        works = few(name, shapes=[(4, 6)] * number)
-        set_step(works, 1)
+        tasks = few(name, shapes=[(4, 6)] * number)
+        set_step(tasks, 1)
         launches.clear()
-        step(works)
+        step(tasks)
         counts.append(len(launches))
     assert counts == ([6, 6] if name == "paper" else [4, 4])
 
 
 def test_nothing_is_read_back() -> None:
-    works = few("paper", telemetry=True, skipped=True)
-    set_step(works, 1)
-    _fused.step(works)
+    tasks = few("paper", telemetry=True, skipped=True)
+    set_step(tasks, 1)
+    _launch_group.step(tasks)
     with NoReads():
-        for work in works:
-            work.grad = work.grad.clone()
-        for group in _fused._groups(works, Amp(), False):
-            group._tell([works[i] for i in group.members], False)
+        for task in tasks:
+            task.grad = task.grad.clone()
+        for group in _launch_group._groups(tasks, Amp(), False):
+            group._tell([tasks[i] for i in group.members], False)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every second"])
 def test_autograd_sees_that_weights_are_written(layout: str) -> None:
     """The kernels write them without torch, which by itself would take what a graph has saved for unchanged."""
-    (work,) = works = few("paper", torch.float32, [(4, 6)])
+    (task,) = tasks = few("paper", torch.float32, [(4, 6)])
     if layout != "contiguous":
-        (work,) = works = [work_of(work.setting.recipe, LAYOUTS[layout](work.p))]
+        (task,) = tasks = [work_of(task.config.recipe, LAYOUTS[layout](task.p))]
     x = torch.ones((4, 6), device=DEVICE, requires_grad=True)
-    loss = (x * work.p).sum()
-    set_step(works, 1)
-    step(works)
+    loss = (x * task.p).sum()
+    set_step(tasks, 1)
+    step(tasks)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -124,15 +124,15 @@ class NoReads(TorchDispatchMode):
 def test_telemetry(name: str) -> None:
     fields = {**RECIPES[name], "factoring": explicit(1, 2, 0)}
     recipe = Recipe(lr=0.1, **fields)
-    (work,) = works = works_of(recipe, [(3, 4, 5)], torch.float64, telemetry=True)
+    (task,) = tasks = works_of(recipe, [(3, 4, 5)], torch.float64, telemetry=True)
     (reference,) = works_of(recipe, [(3, 4, 5)], torch.float64, telemetry=True)
     for t in (1, 2):
-        set_step(works, t)
+        set_step(tasks, t)
         set_step([reference], t)
-        step(works)
-        _phases.update(reference)
-    assert work.telemetry is not None and reference.telemetry is not None
-    assert_near(work.telemetry, array(reference.telemetry), 1e-6 * float(reference.telemetry.abs().max()), "telemetry")
+        step(tasks)
+        _reference.update(reference)
+    assert task.telemetry is not None and reference.telemetry is not None
+    assert_near(task.telemetry, array(reference.telemetry), 1e-6 * float(reference.telemetry.abs().max()), "telemetry")
 
 
 @pytest.mark.parametrize(
@@ -144,68 +144,68 @@ def test_telemetry(name: str) -> None:
     ],
 )
 def test_a_gradient_that_is_not_finite_is_left_out(name: str, bad: float, dtype: torch.dtype) -> None:
-    works, other = few(name, skipped=True, telemetry=True), few(name)
-    for work in works:
-        work.skipped = torch.zeros(1, dtype=dtype, device=DEVICE)
-    for each in (works, other):
+    tasks, other = few(name, skipped=True, telemetry=True), few(name)
+    for task in tasks:
+        task.skipped = torch.zeros(1, dtype=dtype, device=DEVICE)
+    for each in (tasks, other):
         set_step(each, 1)
         step(each)
-    before = kept(works[0])
-    for each in (works, other):
+    before = kept(tasks[0])
+    for each in (tasks, other):
         set_step(each, 2)
-    works[0].grad.view(-1)[-1] = bad
-    step(works)
+    tasks[0].grad.view(-1)[-1] = bad
+    step(tasks)
     step(other[1:])
-    assert kept(works[0]) == before
-    assert [kept(work) for work in works[1:]] == [kept(work) for work in other[1:]]
-    assert [int(work.skipped) for work in works if work.skipped is not None] == [1, 0, 0]
+    assert kept(tasks[0]) == before
+    assert [kept(task) for task in tasks[1:]] == [kept(task) for task in other[1:]]
+    assert [int(task.skipped) for task in tasks if task.skipped is not None] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["paper", "average of updates"])
 def test_found_inf_leaves_everything_as_it_was(name: str) -> None:
-    works = few(name, shapes=[*FEW, (0, 3)], telemetry=True)
-    set_step(works, 1)
-    before = [kept(work) for work in works]
+    tasks = few(name, shapes=[*FEW, (0, 3)], telemetry=True)
+    set_step(tasks, 1)
+    before = [kept(task) for task in tasks]
     found = torch.ones((), device=DEVICE)
-    for work in works:
-        work.state["step"] += 1
-    step(works, Amp(None, found))
-    assert [kept(work) for work in works] == before
-    assert all(work.telemetry is not None and not work.telemetry.any() for work in works)
+    for task in tasks:
+        task.state["step"] += 1
+    step(tasks, Amp(None, found))
+    assert [kept(task) for task in tasks] == before
+    assert all(task.telemetry is not None and not task.telemetry.any() for task in tasks)
     found.zero_()
-    step(works, Amp(None, found))
-    assert [kept(work) for work in works] != before
+    step(tasks, Amp(None, found))
+    assert [kept(task) for task in tasks] != before
 
 
 def test_gradients_are_unscaled() -> None:
-    works, plain = few("decay of gradients"), few("decay of gradients")
-    for each in (works, plain):
+    tasks, plain = few("decay of gradients"), few("decay of gradients")
+    for each in (tasks, plain):
         set_step(each, 1)
-    for work in works:
-        work.grad *= 1024.0
-    step(works, Amp(torch.full((), 1024.0, device=DEVICE), None))
+    for task in tasks:
+        task.grad *= 1024.0
+    step(tasks, Amp(torch.full((), 1024.0, device=DEVICE), None))
     step(plain)
-    assert [kept(work) for work in works] == [kept(work) for work in plain]
+    assert [kept(task) for task in tasks] == [kept(task) for task in plain]
 
 
 @pytest.mark.parametrize("name", ["average of updates", "amsgrad", "decay by one"])
 @pytest.mark.parametrize("own", [False, True], ids=["numbers shared", "numbers of each parameter"])
 def test_numbers_and_keys_may_be_tensors(name: str, own: bool) -> None:
-    works, plain = (few(name, torch.bfloat16, rounding="stochastic") for _ in "12")
+    tasks, plain = (few(name, torch.bfloat16, rounding="stochastic") for _ in "12")
     for t in (1, 2):
-        for each in (works, plain):
+        for each in (tasks, plain):
             set_step(each, t)
-        tell_by_tensors(works, own)
-        step(works)
+        tell_by_tensors(tasks, own)
+        step(tasks)
         step(plain)
-    assert [kept(work) for work in works] == [kept(work) for work in plain]
+    assert [kept(task) for task in tasks] == [kept(task) for task in plain]
 
 
-def tell_by_tensors(works: Sequence[Work], own: bool) -> None:
-    keys = torch.tensor([work.key for work in works], device=DEVICE).to(torch.int32)
-    nows = columns_on_device([work.now for work in works]) if own else [on_device(works[0].now)] * len(works)
-    for work, key, now in zip(works, keys, nows, strict=True):
-        work.key, work.now = key, now
+def tell_by_tensors(tasks: Sequence[Task], own: bool) -> None:
+    keys = torch.tensor([task.key for task in tasks], device=DEVICE).to(torch.int32)
+    nows = columns_on_device([task.now for task in tasks]) if own else [on_device(tasks[0].now)] * len(tasks)
+    for task, key, now in zip(tasks, keys, nows, strict=True):
+        task.key, task.now = key, now
 
 
 class Operators(TorchDispatchMode):
@@ -219,15 +219,15 @@ class Operators(TorchDispatchMode):
 
 
 def test_operators_do_not_depend_on_how_many_parameters_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fused, "launch", lambda *_: None)
+    monkeypatch.setattr(_launch_group, "launch", lambda *_: None)
     counts = []
     for number in (3, 30):
-        works = few("paper", torch.bfloat16, [(4, 6)] * number, rounding="stochastic")
-        set_step(works, 1)
-        tell_by_tensors(works, own=True)
-        step(works)
+        tasks = few("paper", torch.bfloat16, [(4, 6)] * number, rounding="stochastic")
+        set_step(tasks, 1)
+        tell_by_tensors(tasks, own=True)
+        step(tasks)
         with Operators() as operators:
-            step(works)
+            step(tasks)
         counts.append(operators.count)
     assert counts[0] == counts[1] > 0
 

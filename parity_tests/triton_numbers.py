@@ -58,8 +58,8 @@ def test_batch_axes(name: str) -> None:
 
 
 def test_ascent_and_many_recipes_at_once() -> None:
-    works = [work for name in ("paper", "decay by one", "amsgrad") for work in few(name, maximize=True)]
-    run_against_oracle([*works, *few("paper")])
+    tasks = [task for name in ("paper", "decay by one", "amsgrad") for task in few(name, maximize=True)]
+    run_against_oracle([*tasks, *few("paper")])
 
 
 # ---------------------------------------------------------------------------------------------------------- dtypes
@@ -68,17 +68,17 @@ def test_ascent_and_many_recipes_at_once() -> None:
 @pytest.mark.parametrize("name", ["paper", "floor", "amsgrad", "average of steps", "decay of gradients"])
 def test_float32(name: str) -> None:
     recipe = Recipe(lr=0.1, **RECIPES[name])
-    works = works_of(recipe, SHAPES if name == "paper" else FEW, torch.float32)
-    before = [array(work.p) for work in works]
+    tasks = works_of(recipe, SHAPES if name == "paper" else FEW, torch.float32)
+    before = [array(task.p) for task in tasks]
     grads = []
     for t in (1, 2):
-        set_step(works, t)
-        grads.append([array(work.grad) for work in works])
-        step(works)
-    for work, p, own in zip(works, before, zip(*grads, strict=True), strict=True):
+        set_step(tasks, t)
+        grads.append([array(task.grad) for task in tasks])
+        step(tasks)
+    for task, p, own in zip(tasks, before, zip(*grads, strict=True), strict=True):
         exact, single = (oracle_run(recipe, p, own, compute) for compute in (np.float64, np.float32))
         budget = GAPS * float(np.max(np.abs(exact - single), initial=0.0))
-        assert_near(work.p, exact, budget, tuple(work.p.shape))
+        assert_near(task.p, exact, budget, tuple(task.p.shape))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -87,21 +87,21 @@ def test_float32(name: str) -> None:
 def test_one_rounding(dtype: str, rounding: str, name: str) -> None:
     """A 16-bit step is the exact step, rounded once: each element lies between the rounded ends of the budget."""
     recipe, shapes = Recipe(lr=0.1, **RECIPES[name]), [(16, 24), (3, 2, 3, 3), (40,)]
-    works = works_of(recipe, shapes, getattr(torch, dtype), rounding=rounding)
+    tasks = works_of(recipe, shapes, getattr(torch, dtype), rounding=rounding)
     certain = total = 0
     for t in (1, 2):
-        set_step(works, t)
-        starts = [(array(work.p), array(work.grad), state_of(work, t - 1)) for work in works]
-        step(works)
-        for index, (work, (p, grad, state)) in enumerate(zip(works, starts, strict=True)):
+        set_step(tasks, t)
+        starts = [(array(task.p), array(task.grad), state_of(task, t - 1)) for task in tasks]
+        step(tasks)
+        for index, (task, (p, grad, state)) in enumerate(zip(tasks, starts, strict=True)):
             exact, budget = unrounded(recipe, p, grad, state, dtype)
             random = oracle.random_bits(SEED, t, index, p.shape)
             lowest, highest = (ended(exact + shift, random, dtype, rounding) for shift in (-budget, budget))
-            after = array(work.p)
-            assert np.all((lowest <= after) & (after <= highest)), (t, work.p.shape)
+            after = array(task.p)
+            assert np.all((lowest <= after) & (after <= highest)), (t, task.p.shape)
             certain, total = certain + int(np.sum(lowest == highest)), total + after.size
             if rounding == "kahan":  # the two together are the exact step, but for the rounding of the rest
-                rest = array(work.state["compensation"])
+                rest = array(task.state["compensation"])
                 assert np.all(np.abs(after + rest - exact) <= budget + dtypes.spacing(rest, "bfloat16"))
     assert certain > 0.9 * total, "an interval with two ends in it proves little"
 
@@ -123,26 +123,26 @@ def ended(x: Array, random: Array, dtype: str, rounding: str) -> Array:
 def test_a_second_moment_in_bfloat16(name: str) -> None:
     """It is rounded where it is stored, and only there: all but some elements are the oracle's, no other is far."""
     recipe = dataclasses.replace(Recipe(lr=0.1, **RECIPES[name]), state_dtype="param")
-    (work,) = works = works_of(recipe, [(16, 24)], torch.bfloat16)
+    (task,) = tasks = works_of(recipe, [(16, 24)], torch.bfloat16)
     for t in (1, 2):
-        set_step(works, t)
-        before = state_of(work, t - 1)
-        p, state = oracle.step(recipe, array(work.p), array(work.grad), before, dtype="bfloat16", compute=np.float32)
-        step(works)
-        for name, x in work.state.items():
+        set_step(tasks, t)
+        before = state_of(task, t - 1)
+        p, state = oracle.step(recipe, array(task.p), array(task.grad), before, dtype="bfloat16", compute=np.float32)
+        step(tasks)
+        for name, x in task.state.items():
             if name != "step":
                 expected = getattr(state, name)
                 assert x.dtype == torch.bfloat16
                 assert np.all(np.abs(array(x) - expected) <= dtypes.spacing(expected, "bfloat16"))
                 assert np.mean(array(x) == expected) > 0.99
-        assert np.mean(array(work.p) == p) > 0.99
+        assert np.mean(array(task.p) == p) > 0.99
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
 def test_a_gradient_of_another_dtype_is_used_as_it_is(narrow: torch.dtype) -> None:
     first, second = few("paper", torch.float32, [(4, 6)]), few("paper", torch.float32, [(4, 6)])
-    for works in (first, second):
-        set_step(works, 1)
+    for tasks in (first, second):
+        set_step(tasks, 1)
     first[0].grad = first[0].grad.to(narrow)
     second[0].grad = first[0].grad.float()
     step(first)
@@ -158,28 +158,28 @@ def test_a_gradient_of_another_dtype_is_used_as_it_is(narrow: torch.dtype) -> No
 def test_gradients_of_any_size_in_float32(exponent: int, name: str) -> None:
     """So many elements that a sum of squares overflows, and a row and a column of zeros, whose factors underflow."""
     recipe = Recipe(lr=0.1, **{**RECIPES[name], "eps1": 1e-30})
-    works = works_of(recipe, [(3, 700), (1, 1200), (1200, 1), (7,)], torch.float32)
-    before = [array(work.p) for work in works]
+    tasks = works_of(recipe, [(3, 700), (1, 1200), (1200, 1), (7,)], torch.float32)
+    before = [array(task.p) for task in tasks]
     grads: list[list[Array]] = []
     for t in (1, 2):
-        set_step(works, t)
-        for work in works:
-            work.grad.copy_(torch.tensor(values(tuple(work.p.shape), t) * 10.0**exponent))
-            if work.grad.ndim == 2 and min(work.p.shape) > 1:
-                work.grad[0] = work.grad[:, 0] = 0.0
-        grads.append([array(work.grad) for work in works])
-        step(works)
-    for work, p, own in zip(works, before, zip(*grads, strict=True), strict=True):
+        set_step(tasks, t)
+        for task in tasks:
+            task.grad.copy_(torch.tensor(values(tuple(task.p.shape), t) * 10.0**exponent))
+            if task.grad.ndim == 2 and min(task.p.shape) > 1:
+                task.grad[0] = task.grad[:, 0] = 0.0
+        grads.append([array(task.grad) for task in tasks])
+        step(tasks)
+    for task, p, own in zip(tasks, before, zip(*grads, strict=True), strict=True):
         exact, single = (oracle_run(recipe, p, own, compute) for compute in (np.float64, np.float32))
-        assert_near(work.p, exact, GAPS * float(np.max(np.abs(exact - single))), tuple(work.p.shape))
+        assert_near(task.p, exact, GAPS * float(np.max(np.abs(exact - single))), tuple(task.p.shape))
 
 
 @pytest.mark.parametrize("name", ["paper", "floor", "amsgrad", "not factored"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_nan_stays_one(name: str, dtype: torch.dtype) -> None:
-    works = few(name, dtype)
-    set_step(works, 1)
-    for work in works:
-        work.grad.view(-1)[3] = float("nan")
-    step(works)
-    assert all(work.p.isnan().all() for work in works)  # by way of RMS(u)
+    tasks = few(name, dtype)
+    set_step(tasks, 1)
+    for task in tasks:
+        task.grad.view(-1)[3] = float("nan")
+    step(tasks)
+    assert all(task.p.isnan().all() for task in tasks)  # by way of RMS(u)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle
 from adafactor_spec.factoring import explicit
-from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton import launch_group as _launch_group
 from adafactor_torch._backends.triton.launch_group import step
 from adafactor_torch._sharding.held import Held
-from adafactor_torch._sharding.step_mask import Flags as SharedFlags
+from adafactor_torch._sharding.step_mask import StepMask as SharedFlags
 from adafactor_torch._task.matrix_view import reduced_axes
-from adafactor_torch._task.task import NO_AMP, Amp, Work
-from parity_tests.sharded_parts import SPLITS, Flags, Lay, Parts, Splits, Wires, steps_of
+from adafactor_torch._task.task import NO_AMP, Amp, Task
+from parity_tests.sharded_parts import SPLITS, Lay, Parts, ProcessGroups, Splits, StepMask, steps_of
 from parity_tests.test_torch_sharded_flags import NoLists, Operators
 from parity_tests.torch_runs import FLOAT64, GAPS, Shape, bits
 from parity_tests.triton_runs import (
@@ -41,18 +41,18 @@ def assert_replicas_alike(parts: Parts) -> None:
         assert bits(x.cpu()) == seen.setdefault((place, name, where), bits(x.cpu())), (place, name)
 
 
-def run_against_oracle(works: Sequence[Work], splits: Splits, steps: int = 2) -> Parts:
+def run_against_oracle(tasks: Sequence[Task], splits: Splits, steps: int = 2) -> Parts:
     """Float64 parameters and their states against the oracle's."""
-    parts = Parts(works, splits)
-    recipes = [work.setting.recipe for work in works]
-    answers = [(array(w.p), oracle.init(r, array(w.p))) for w, r in zip(works, recipes, strict=True)]
+    parts = Parts(tasks, splits)
+    recipes = [task.config.recipe for task in tasks]
+    answers = [(array(w.p), oracle.init(r, array(w.p))) for w, r in zip(tasks, recipes, strict=True)]
     for t in range(1, steps + 1):
-        set_step(works, t)
+        set_step(tasks, t)
         parts.step()
-        signs = [-1.0 if work.maximize else 1.0 for work in works]
+        signs = [-1.0 if task.maximize else 1.0 for task in tasks]
         answers = [
-            oracle.step(recipe, p, sign * array(work.grad), state)
-            for work, recipe, sign, (p, state) in zip(works, recipes, signs, answers, strict=True)
+            oracle.step(recipe, p, sign * array(task.grad), state)
+            for task, recipe, sign, (p, state) in zip(tasks, recipes, signs, answers, strict=True)
         ]
     for place, lay, name, x, reduced in parts.each():
         p, state = answers[place]
@@ -63,7 +63,7 @@ def run_against_oracle(works: Sequence[Work], splits: Splits, steps: int = 2) ->
     return parts
 
 
-def made(name: str, dtype: torch.dtype = torch.float64, shapes: Sequence[Shape] = SHAPES, **how: Any) -> list[Work]:
+def made(name: str, dtype: torch.dtype = torch.float64, shapes: Sequence[Shape] = SHAPES, **how: Any) -> list[Task]:
     return works_of(Recipe(lr=0.1, **RECIPES[name]), shapes, dtype, **how)
 
 
@@ -104,12 +104,12 @@ def test_any_axis_may_be_split(name: str) -> None:
 
 def test_float32() -> None:
     recipe = Recipe(lr=0.1)
-    works = works_of(recipe, SHAPES, torch.float32)
-    parts, before = Parts(works, SPLITS["both"]), [array(work.p) for work in works]
+    tasks = works_of(recipe, SHAPES, torch.float32)
+    parts, before = Parts(tasks, SPLITS["both"]), [array(task.p) for task in tasks]
     grads = []
     for t in (1, 2):
-        set_step(works, t)
-        grads.append([array(work.grad) for work in works])
+        set_step(tasks, t)
+        grads.append([array(task.grad) for task in tasks])
         parts.step()
     for place, lay, name, x, _ in parts.each():
         if name == "p":
@@ -124,36 +124,36 @@ def test_the_mean_of_an_r_of_16_bits_is_of_what_is_stored() -> None:
     """Both ways to find it, against whole parameters."""
     recipe = Recipe(lr=0.1, state_dtype="param", clipping_threshold=None)
     for splits, between in ((SPLITS["rows"], 0), (SPLITS["both"], 1)):
-        works = works_of(recipe, [(13, 27)], torch.bfloat16, telemetry=True)
-        parts = Parts(works, splits)
-        set_step(works, 1)
+        tasks = works_of(recipe, [(13, 27)], torch.bfloat16, telemetry=True)
+        parts = Parts(tasks, splits)
+        set_step(tasks, 1)
         assert parts.step()[1] == [between] * len(parts.of_rank)
-        step(works)
+        step(tasks)
         for (one,) in parts.of_rank:
-            assert one.work.telemetry is not None and works[0].telemetry is not None
-            assert_near(one.work.telemetry / works[0].telemetry, np.ones((1, 4)), 1e-6, splits)
+            assert one.task.telemetry is not None and tasks[0].telemetry is not None
+            assert_near(one.task.telemetry / tasks[0].telemetry, np.ones((1, 4)), 1e-6, splits)
 
 
 @pytest.mark.parametrize(("splits", "contiguous"), [("both", True), ("rows", False)], ids=["block", "scattered"])
 def test_an_element_takes_the_random_bits_that_it_takes_in_the_whole(splits: str, contiguous: bool) -> None:
     """With a step that comes out the same: without clipping and scale, u of a vector depends on its element alone."""
     fields = {**RECIPES["not factored"], "clipping_threshold": None, "multiply_by_parameter_scale": False}
-    works = works_of(Recipe(lr=0.1, **fields), [(5, 7), (9,), (3, 2, 3, 3)], torch.bfloat16, rounding="stochastic")
-    parts = Parts(works, SPLITS[splits], contiguous=contiguous)
+    tasks = works_of(Recipe(lr=0.1, **fields), [(5, 7), (9,), (3, 2, 3, 3)], torch.bfloat16, rounding="stochastic")
+    parts = Parts(tasks, SPLITS[splits], contiguous=contiguous)
     for t in (1, 2):
-        set_step(works, t)
+        set_step(tasks, t)
         parts.step()
-        step(works)
+        step(tasks)
     for place, lay, name, x, _ in parts.each():
         if name == "p":
-            assert torch.equal(x, lay.cut(works[place].p))
+            assert torch.equal(x, lay.cut(tasks[place].p))
 
 
 def test_autograd_sees_that_parts_are_written() -> None:
     parts = Parts(made("paper", torch.float32, [(4, 6)]), SPLITS["rows"])
-    held = [one.work.p for own in parts.of_rank for one in own]
+    held = [one.task.p for own in parts.of_rank for one in own]
     versions = [p._version for p in held]
-    set_step(parts.works, 1)
+    set_step(parts.tasks, 1)
     parts.step()
     assert all(p._version > before for p, before in zip(held, versions, strict=True))
 
@@ -164,7 +164,7 @@ def test_a_step_that_is_left_out_changes_nothing() -> None:
     for t in (1, 2):
         before = values_of(parts, 1)
         for each in (parts, others):
-            set_step(each.works, t)
+            set_step(each.tasks, t)
         parts.step(NO_AMP, *([1] if t == 2 else []))
         others.step()
     assert values_of(parts, 1) == before != values_of(others, 1)
@@ -172,17 +172,17 @@ def test_a_step_that_is_left_out_changes_nothing() -> None:
 
 
 def values_of(parts: Parts, place: int) -> list[Any]:
-    told = [x for own in parts.of_rank if (x := own[place].work.telemetry) is not None]
+    told = [x for own in parts.of_rank if (x := own[place].task.telemetry) is not None]
     return [bits(x.cpu()) for x in (*told, *(x for which, _, _, x, _ in parts.each() if which == place))]
 
 
 def test_the_statistics_say_whose_gradient_is_bad() -> None:
     parts = Parts(made("paper", torch.float32, [(5, 6), (6, 5)]), SPLITS["rows"])
-    set_step(parts.works, 1)
-    parts.works[1].grad[0, 2] = torch.nan
+    set_step(parts.tasks, 1)
+    parts.tasks[1].grad[0, 2] = torch.nan
     parts.step()
     for held, expected in zip(parts.of_rank, ([False, True], [False, False]), strict=True):
-        flags = Flags(checks=True)
+        flags = StepMask(checks=True)
         phases = steps_of(held, flags)
         next(phases)
         assert flags.bad == dict(enumerate(expected))
@@ -190,27 +190,27 @@ def test_the_statistics_say_whose_gradient_is_bad() -> None:
 
 def test_a_device_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by the kernels' host nor by the flags: meta tensors have no values."""
-    monkeypatch.setattr(_fused, "launch", lambda *_: None)
-    works = made("average of updates", torch.bfloat16, rounding="stochastic")
-    now, key = columns_on_device([work.now for work in works]), torch.zeros((), dtype=torch.int32, device="meta")
+    monkeypatch.setattr(_launch_group, "launch", lambda *_: None)
+    tasks = made("average of updates", torch.bfloat16, rounding="stochastic")
+    now, key = columns_on_device([task.now for task in tasks]), torch.zeros((), dtype=torch.int32, device="meta")
     held = []
-    for place, (work, own) in enumerate(zip(works, now, strict=True)):
-        lay: Any = Lay(work.setting.plan, SPLITS["rows"], (0,))
-        state = {name: lay.cut(x, reduced_axes(name, lay.plan)).to("meta") for name, x in work.state.items() if x.ndim}
-        state["step"] = work.state["step"].to("meta")
+    for place, (task, own) in enumerate(zip(tasks, now, strict=True)):
+        lay: Any = Lay(task.config.plan, SPLITS["rows"], (0,))
+        state = {name: lay.cut(x, reduced_axes(name, lay.plan)).to("meta") for name, x in task.state.items() if x.ndim}
+        state["step"] = task.state["step"].to("meta")
         numbers = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in vars(own).items()}
-        p = lay.cut(work.p).to("meta")
-        part = Work(p, p.clone(), state, work.setting, Numbers(**numbers), key)
+        p = lay.cut(task.p).to("meta")
+        part = Task(p, p.clone(), state, task.config, Numbers(**numbers), key)
         part.telemetry, part.skipped = torch.zeros((1, 4), device="meta"), torch.zeros((), device="meta").long()
         held.append(Held(part, lay, place, p))
-    parts = [one.work for one in held]
+    parts = [one.task for one in held]
     for _ in (1, 2):
         with NoLists(), Operators():
-            wires: Any = Wires()
-            flags = SharedFlags(parts, [one.lay for one in held], [part.grad for part in parts], wires, NO_AMP)
+            process_groups: Any = ProcessGroups()
+            flags = SharedFlags(parts, [one.lay for one in held], [part.grad for part in parts], process_groups, NO_AMP)
             phases = steps_of(held, flags)
             next(phases)
-            flags.ask()
+            flags.partial_sums()
             assert len(list(phases)) == 2
             flags.settle()
 
@@ -218,8 +218,8 @@ def test_a_device_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradients_are_unscaled() -> None:
     scaled, plain = (Parts(made("paper", shapes=SHAPES[:1]), SPLITS["rows"]) for _ in "12")
     for each in (scaled, plain):
-        set_step(each.works, 1)
-    scaled.works[0].grad *= 1024.0
+        set_step(each.tasks, 1)
+    scaled.tasks[0].grad *= 1024.0
     scaled.step(Amp(torch.full((), 1024.0, device=DEVICE), torch.ones((), device=DEVICE)))  # of which the flags decide
     plain.step()
     assert values_of(scaled, 0) == values_of(plain, 0)
@@ -230,11 +230,11 @@ def test_sums_and_launches_do_not_depend_on_how_many_parameters_there_are(
     splits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches: list[Any] = []
-    monkeypatch.setattr(_fused, "launch", lambda kernel, *rest: launches.append(kernel))
+    monkeypatch.setattr(_launch_group, "launch", lambda kernel, *rest: launches.append(kernel))
     counts = []
     for number in (2, 20):
         parts = Parts(made("paper", shapes=[(4, 6), (5,)] * number), SPLITS[splits])
-        set_step(parts.works, 1)
+        set_step(parts.tasks, 1)
         launches.clear()
         asked = parts.step()
         counts.append((len(launches), asked))

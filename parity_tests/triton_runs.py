@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle, rounding_key, schedules
 from adafactor_torch._backends.cpp.compiled import Compiled
-from adafactor_torch._backends.triton import launch_group as _fused
+from adafactor_torch._backends.triton import launch_group as _launch_group
 from adafactor_torch._backends.triton.launch_group import step
 from adafactor_torch._param_groups import numbers_of
-from adafactor_torch._task.matrix_view import canonical
-from adafactor_torch._task.task import FLOATS, Amp, Setting, Work
+from adafactor_torch._task.matrix_view import matrix_view
+from adafactor_torch._task.task import FLOATS, Amp, ParamConfig, Task
 from parity_tests.torch_runs import FLOAT64, Array, Shape, bits, gradient, values
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,22 +68,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
-Prepared = tuple[list[_fused.Group], Amp]
+Prepared = tuple[list[_launch_group.LaunchGroup], Amp]
 
 
-def _ready(compiled: Compiled, works: list[Work], amp: Amp, steady: object) -> Prepared:
-    return _fused.ready(works, amp), amp
+def _prepare(compiled: Compiled, tasks: list[Task], amp: Amp, holder: object) -> Prepared:
+    return _launch_group.prepare(tasks, amp), amp
 
 
-def _step(compiled: Compiled, prepared: Prepared, works: list[Work]) -> Iterator[Sequence[Work]]:
+def _step(compiled: Compiled, prepared: Prepared, tasks: list[Task]) -> Iterator[Sequence[Task]]:
     groups, amp = prepared
-    yield from _fused.steps(groups, works, amp)
+    yield from _launch_group.steps(groups, tasks, amp)
 
 
 @pytest.fixture
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fused=True` on the CPU takes the Triton kernels in place of the C++."""
-    monkeypatch.setattr(Compiled, "ready", functools.partialmethod(_ready))
+    monkeypatch.setattr(Compiled, "prepare", functools.partialmethod(_prepare))
     monkeypatch.setattr(Compiled, "step", functools.partialmethod(_step))
 
 
@@ -95,47 +95,47 @@ def work_of(
     maximize: bool = False,
     telemetry: bool = False,
     skipped: bool = False,
-) -> Work:
+) -> Task:
     """A parameter before its first step."""
-    setting = Setting(recipe, factoring.plan(recipe.factoring, tuple(p.shape)), FLOATS[p.dtype], rounding)
-    state = {key: torch.zeros(shape, dtype=dtype, device=DEVICE) for key, (shape, dtype) in setting.layout.items()}
+    config = ParamConfig(recipe, factoring.plan(recipe.factoring, tuple(p.shape)), FLOATS[p.dtype], rounding)
+    state = {key: torch.zeros(shape, dtype=dtype, device=DEVICE) for key, (shape, dtype) in config.layout.items()}
     state["step"] = torch.full((), DONE, dtype=torch.int64, device=DEVICE)
-    work = Work(p, torch.zeros_like(p), state, setting, numbers_of(recipe, 1), maximize=maximize)
+    task = Task(p, torch.zeros_like(p), state, config, numbers_of(recipe, 1), maximize=maximize)
     if telemetry:
-        work.telemetry = torch.zeros((canonical(setting.plan).sizes[0], 4), device=DEVICE)
+        task.telemetry = torch.zeros((matrix_view(config.plan).sizes[0], 4), device=DEVICE)
     if skipped:
-        work.skipped = torch.zeros((), dtype=torch.int64, device=DEVICE)
-    return work
+        task.skipped = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    return task
 
 
-def works_of(recipe: Recipe, shapes: Sequence[Shape], dtype: torch.dtype, **how: Any) -> list[Work]:
+def works_of(recipe: Recipe, shapes: Sequence[Shape], dtype: torch.dtype, **how: Any) -> list[Task]:
     params = [torch.tensor(values(shape, i)).to(dtype).to(DEVICE) for i, shape in enumerate(shapes)]
     return [work_of(recipe, p, **how) for p in params]
 
 
-def few(name: str, dtype: torch.dtype = torch.float64, shapes: Sequence[Shape] = FEW, **how: Any) -> list[Work]:
+def few(name: str, dtype: torch.dtype = torch.float64, shapes: Sequence[Shape] = FEW, **how: Any) -> list[Task]:
     return works_of(Recipe(lr=0.1, **RECIPES[name]), shapes, dtype, **how)
 
 
-def set_step(works: Sequence[Work], t: int, indices: Sequence[int] | None = None) -> None:
-    """Numbers, keys and gradients of step t, of works that stand at `indices` of a list of parameters."""
-    now = {id(work.setting.recipe): numbers_of(work.setting.recipe, t) for work in works}
-    for index, work in zip(indices or range(len(works)), works, strict=True):
-        work.now, work.key = now[id(work.setting.recipe)], rounding_key(SEED, t, index)
-        work.state["step"] += 1
-        work.grad.copy_(torch.tensor(gradient(t, index, tuple(work.p.shape))))
+def set_step(tasks: Sequence[Task], t: int, indices: Sequence[int] | None = None) -> None:
+    """Numbers, keys and gradients of step t, of tasks that stand at `indices` of a list of parameters."""
+    now = {id(task.config.recipe): numbers_of(task.config.recipe, t) for task in tasks}
+    for index, task in zip(indices or range(len(tasks)), tasks, strict=True):
+        task.now, task.key = now[id(task.config.recipe)], rounding_key(SEED, t, index)
+        task.state["step"] += 1
+        task.grad.copy_(torch.tensor(gradient(t, index, tuple(task.p.shape))))
 
 
-def kept(work: Work) -> list[Any]:
-    return [bits(x.cpu()) for x in (work.p, *work.state.values())]
+def kept(task: Task) -> list[Any]:
+    return [bits(x.cpu()) for x in (task.p, *task.state.values())]
 
 
 def array(x: Tensor) -> Array:
     return x.detach().cpu().double().numpy().copy()
 
 
-def state_of(work: Work, t: int) -> oracle.State:
-    return oracle.State(t, **{key: array(x) for key, x in work.state.items() if key != "step"})
+def state_of(task: Task, t: int) -> oracle.State:
+    return oracle.State(t, **{key: array(x) for key, x in task.state.items() if key != "step"})
 
 
 def assert_near(actual: Tensor, expected: Array, budget: float, where: object) -> None:
@@ -143,26 +143,26 @@ def assert_near(actual: Tensor, expected: Array, budget: float, where: object) -
     assert deviation <= budget, f"{where}: {deviation} is more than {budget}"
 
 
-def run_against_oracle(works: Sequence[Work], steps: int = 3) -> None:
+def run_against_oracle(tasks: Sequence[Task], steps: int = 3) -> None:
     """Float64 parameters and their states against the oracle's."""
-    recipes = [work.setting.recipe for work in works]
-    answers = [(array(w.p), oracle.init(r, array(w.p))) for w, r in zip(works, recipes, strict=True)]
+    recipes = [task.config.recipe for task in tasks]
+    answers = [(array(w.p), oracle.init(r, array(w.p))) for w, r in zip(tasks, recipes, strict=True)]
     for t in range(1, steps + 1):
-        set_step(works, t)
-        signs = [-1.0 if work.maximize else 1.0 for work in works]
-        step(works)
+        set_step(tasks, t)
+        signs = [-1.0 if task.maximize else 1.0 for task in tasks]
+        step(tasks)
         answers = [
-            oracle.step(recipe, p, sign * array(work.grad), state)
-            for work, recipe, sign, (p, state) in zip(works, recipes, signs, answers, strict=True)
+            oracle.step(recipe, p, sign * array(task.grad), state)
+            for task, recipe, sign, (p, state) in zip(tasks, recipes, signs, answers, strict=True)
         ]
-    for work, (p, state) in zip(works, answers, strict=True):
-        assert int(work.state["step"]) == DONE + steps
-        for name, x in {"p": work.p, **work.state}.items():
+    for task, (p, state) in zip(tasks, answers, strict=True):
+        assert int(task.state["step"]) == DONE + steps
+        for name, x in {"p": task.p, **task.state}.items():
             if name == "step":
                 continue
             expected = p if name == "p" else getattr(state, name)
             budget = FLOAT64 * float(np.max(np.abs(expected), initial=1.0))
-            assert_near(x, expected, budget, (name, tuple(work.p.shape)))
+            assert_near(x, expected, budget, (name, tuple(task.p.shape)))
 
 
 @pytest.fixture(autouse=True, scope="session")

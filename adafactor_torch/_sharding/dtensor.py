@@ -31,7 +31,7 @@ def local_of(x: Tensor) -> Tensor:
     return part.wait() if hasattr(part, "wait") else part  # where it is still on its way here
 
 
-def takes_part(p: Tensor) -> bool:
+def may_get_gradient(p: Tensor) -> bool:
     """Whether a parameter is in every step: that it has no gradient here does not say that it has none elsewhere."""
     return is_dtensor(p) and p.requires_grad
 
@@ -47,7 +47,7 @@ def check_current(who: str, p: Tensor) -> None:
         raise refusal(who, "a parameter of the sharded model", "one from before fully_shard", remedy)
 
 
-def is_elsewhere(p: Tensor) -> bool:
+def is_off_mesh(p: Tensor) -> bool:
     """Whether this process holds nothing of a parameter, as it is not of its mesh."""
     return is_dtensor(p) and p.device_mesh.get_coordinate() is None
 
@@ -80,7 +80,7 @@ def check_parts(who: str, p: Tensor, plan: Plan) -> None:
         )
 
 
-def zeros_for(p: Tensor, entry: str, plan: Plan, shape: Shape, dtype: torch.dtype) -> Tensor:
+def new_state_tensor(p: Tensor, entry: str, plan: Plan, shape: Shape, dtype: torch.dtype) -> Tensor:
     """A new tensor of the state of p: placed like p, but replicated along the axes that it has at size 1."""
     if not is_dtensor(p):
         return zeros_like(p, shape, dtype)
@@ -90,16 +90,16 @@ def zeros_for(p: Tensor, entry: str, plan: Plan, shape: Shape, dtype: torch.dtyp
     return _of_parts(p, torch.zeros(sizes, dtype=dtype, device=local.device), placements, shape)
 
 
-def is_like(x: Tensor, p: Tensor, entry: str, plan: Plan) -> bool:
-    """Whether a tensor of the state of p lies as `zeros_for` lays it."""
+def is_placed_like_state(x: Tensor, p: Tensor, entry: str, plan: Plan) -> bool:
+    """Whether a tensor of the state of p lies as `new_state_tensor` lays it."""
     if not is_dtensor(p):
         return not is_dtensor(x)
     return is_dtensor(x) and x.device_mesh == p.device_mesh and x.placements == state_placements(p, entry, plan)
 
 
-def laid(x: Tensor, p: Tensor, entry: str, plan: Plan) -> Tensor:
+def placed_like_state(x: Tensor, p: Tensor, entry: str, plan: Plan) -> Tensor:
     """A tensor of a state, wherever it was saved, as p's optimizer keeps it: moved by torch where that is needed."""
-    if is_like(x, p, entry, plan):
+    if is_placed_like_state(x, p, entry, plan):
         return x
     if is_dtensor(x):
         x = x.full_tensor()

@@ -12,48 +12,50 @@ from torch import Tensor
 
 from adafactor_spec.errors import refusal
 
-from .._task.shard import Asked
-from .._task.task import Work
+from .._task.shard import PartialSum
+from .._task.task import Task
 from .dtensor import Lay, local_of
-from .process_groups import Wires
+from .process_groups import ProcessGroups
 
 _OWN, _REPLICATED, _SUM, _AVERAGE, _SHARDED = range(5)  # kinds of placements; from _SHARDED on, of axis 0, 1, ...
 
 
-class Gradients:
+class GradientPlacements:
     """How gradients arrive, which all processes of a mesh know alike."""
 
     def __init__(self) -> None:
         self._known: dict[Tensor, tuple[Any, ...]] = {}  # placements
 
-    def of(self, works: list[Work], lays: list[Lay], wires: Wires) -> list[Tensor | None]:
+    def of(self, tasks: list[Task], lays: list[Lay], process_groups: ProcessGroups) -> list[Tensor | None]:
         """The part of every gradient that belongs to the part of its parameter; None where there is none here.
 
         Raises:
             RuntimeError: processes have a gradient in different placements, or in others than in the steps before.
         """
-        self._tell(works, lays, wires)
+        self._tell(tasks, lays, process_groups)
         found: list[Tensor | None] = []
-        moving: list[tuple[int, _Moving]] = []
-        for i, (work, lay) in enumerate(zip(works, lays, strict=True)):
-            known = self._known.get(work.p)
-            grad: Any = None if work.missing else work.grad
+        moving: list[tuple[int, _Redistribution]] = []
+        for i, (task, lay) in enumerate(zip(tasks, lays, strict=True)):
+            known = self._known.get(task.p)
+            grad: Any = None if task.missing else task.grad
             if grad is not None and known is not None and grad.placements != known:
                 raise RuntimeError(_differing(lay, grad.placements, known))
             own = known is None or known == lay.placements
             found.append(local_of(grad) if own and grad is not None else None)
             if known is not None and not own:
-                moving.append((i, _Moving(work, lay, known)))
-        wires.add([asked for _, one in moving for asked in one.asked(wires)])
+                moving.append((i, _Redistribution(task, lay, known)))
+        process_groups.all_reduce([asked for _, one in moving for asked in one.asked(process_groups)])
         for i, one in moving:
             found[i] = one.moved()
         return found
 
-    def _tell(self, works: list[Work], lays: list[Lay], wires: Wires) -> None:
-        new = [(work, lay) for work, lay in zip(works, lays, strict=True) if work.p not in self._known]
-        asked = [(work, lay, _kinds(work, lay)) for work, lay in new]
-        wires.add([Asked(kinds, wires.of(lay.mesh, lay.several)) for _, lay, kinds in asked])
-        for work, lay, kinds in asked:
+    def _tell(self, tasks: list[Task], lays: list[Lay], process_groups: ProcessGroups) -> None:
+        new = [(task, lay) for task, lay in zip(tasks, lays, strict=True) if task.p not in self._known]
+        asked = [(task, lay, _kinds(task, lay)) for task, lay in new]
+        process_groups.all_reduce(
+            [PartialSum(kinds, process_groups.of(lay.mesh, lay.several)) for _, lay, kinds in asked]
+        )
+        for task, lay, kinds in asked:
             arriving = [[kind for kind, count in enumerate(row) if count] for row in kinds.tolist()]
             if not all(arriving):
                 continue  # no process has one yet
@@ -62,66 +64,66 @@ class Gradients:
             )
             if first != last:
                 raise RuntimeError(_differing(lay, first, last))
-            self._known[work.p] = first
+            self._known[task.p] = first
 
 
-class _Moving:
+class _Redistribution:
     """A gradient that is to be added up or moved to become one with the placements of its parameter.
 
     Args:
-        work: of the parameter.
+        task: of the parameter.
         lay: how that lies.
         arrives: the placements of the gradient, also of one that is not here.
     """
 
-    def __init__(self, work: Work, lay: Lay, arrives: tuple[Any, ...]) -> None:
+    def __init__(self, task: Task, lay: Lay, arrives: tuple[Any, ...]) -> None:
         from torch.distributed.tensor import Replicate
 
-        self._work, self._lay, self._partial = work, lay, [dim for dim, x in enumerate(arrives) if x.is_partial()]
+        self._task, self._lay, self._partial = task, lay, [dim for dim, x in enumerate(arrives) if x.is_partial()]
         self._summed = tuple(Replicate() if placement.is_partial() else placement for placement in arrives)
-        grad: Any = None if work.missing else work.grad
+        grad: Any = None if task.missing else task.grad
         here = self._zeros() if grad is None else local_of(grad)
-        self._term = here.to(work.setting.compute, copy=bool(self._partial))
+        self._term = here.to(task.config.compute, copy=bool(self._partial))
         for dim in self._partial:
             if arrives[dim].reduce_op == "avg":
                 self._term /= lay.mesh.size(dim)
         self._holders = torch.full((1,), float(grad is not None), dtype=torch.float32, device=self._term.device)
 
-    def asked(self, wires: Wires) -> list[Asked]:
+    def asked(self, process_groups: ProcessGroups) -> list[PartialSum]:
         """What is to be summed up: the terms, and which processes have one, among those that exchange parts of it."""
         mesh, several = self._lay.mesh, self._lay.several
         other = [dim for dim in several if dim in self._partial or self._summed[dim] != self._lay.placements[dim]]
         terms = [dim for dim in self._partial if dim in several]
-        term = Asked(self._term, wires.of(mesh, terms), even=False)
-        return [term, Asked(self._holders, wires.of(mesh, other))]
+        term = PartialSum(self._term, process_groups.of(mesh, terms), uniform=False)
+        return [term, PartialSum(self._holders, process_groups.of(mesh, other))]
 
     def moved(self) -> Tensor | None:
         """The part of the gradient that belongs to the part of the parameter."""
         from torch.distributed.tensor import DTensor
 
-        p, lay, whole = self._work.p, self._lay, self._term
+        p, lay, whole = self._task.p, self._lay, self._term
         if self._summed != lay.placements:
             stride = torch.empty(p.shape, dtype=p.dtype, device="meta").stride()
             made: Any = DTensor.from_local(whole, lay.mesh, self._summed, run_check=False, shape=p.shape, stride=stride)
             whole = local_of(made.redistribute(placements=lay.placements))
         # The one read of values, and only where a gradient that moves is missing here: may be nobody has it.
-        return None if self._work.missing and not self._holders.item() else whole
+        return None if self._task.missing and not self._holders.item() else whole
 
     def _zeros(self) -> Tensor:
         """In the place of a gradient that is not here."""
         from torch.distributed.tensor import distribute_tensor
 
-        p: Any = self._work.p
+        p: Any = self._task.p
         whole = torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)  # takes no memory
         return torch.zeros_like(local_of(distribute_tensor(whole, self._lay.mesh, self._summed, src_data_rank=None)))
 
 
-def _kinds(work: Work, lay: Lay) -> Tensor:
+def _kinds(task: Task, lay: Lay) -> Tensor:
     """For each dimension of the mesh 1 at the kind of the placement with which a gradient arrives here."""
     size = lay.mesh.ndim, _SHARDED + len(lay.whole.shape)
-    kinds = torch.zeros(size, dtype=torch.float32, device=work.p.device)
-    if not work.missing:
-        grad: Any = work.grad
+    kinds = torch.zeros(size, dtype=torch.float32, device=task.p.device)
+    if not task.missing:
+        grad: Any = task.grad
         for dim, placement in enumerate(grad.placements):
             kinds[dim, _kind(placement, lay, dim)] = 1.0
     return kinds

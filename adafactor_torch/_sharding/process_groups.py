@@ -12,15 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._task.shard import Asked, Wire
+from .._task.shard import GroupKey, PartialSum
 
 
-class Wires:
+class ProcessGroups:
     """The process groups over which parameters are sharded, in the order of their first use."""
 
     def __init__(self) -> None:
-        self._order: dict[Wire, Any] = {}
-        self._known: dict[tuple[int, int], tuple[Any, Wire, Any]] = {}
+        self._order: dict[GroupKey, Any] = {}
+        self._known: dict[tuple[int, int], tuple[Any, GroupKey, Any]] = {}
         self._agreed: dict[tuple[Any, ...], bool] = {}
 
     def begin(self, used: Iterable[tuple[Any, Iterable[int]]]) -> None:
@@ -28,27 +28,27 @@ class Wires:
         self._order = {}
         for mesh, dims in used:
             for dim in dims:
-                _, wire, group = self._of(mesh, dim)
-                self._order.setdefault(wire, group)
+                _, group_key, group = self._of(mesh, dim)
+                self._order.setdefault(group_key, group)
 
-    def of(self, mesh: Any, dims: Iterable[int]) -> list[Wire]:
+    def of(self, mesh: Any, dims: Iterable[int]) -> list[GroupKey]:
         """Those along some dimensions of a mesh."""
         return [self._of(mesh, dim)[1] for dim in dims]
 
-    def add(self, asked: list[Asked]) -> None:
+    def all_reduce(self, asked: list[PartialSum]) -> None:
         """Replace every tensor by its sum over the processes of its groups.
 
         In which order numbers are added depends on where in a buffer they lie. So what groups side by side add up
         alike, of a parameter that is replicated across them, must not stand behind what has a size of its own in each.
         """
-        asked = sorted(asked, key=lambda one: not one.even)
-        for wire, group in self._order.items():
-            values = [one.value for one in asked if wire in one.wires and one.value.numel()]
+        asked = sorted(asked, key=lambda one: not one.uniform)
+        for group_key, group in self._order.items():
+            values = [one.value for one in asked if group_key in one.groups and one.value.numel()]
             # FSDP2 may offload some of the parameters to the CPU: a group may have a backend for either device.
             for kind in sorted({value.device.type for value in values}):
                 _add([value for value in values if value.device.type == kind], group)
 
-    def all_have(self, what: str, mesh: Any, has: Callable[[], bool]) -> bool:
+    def agree(self, what: str, mesh: Any, has: Callable[[], bool]) -> bool:
         """Whether all processes of a mesh have something, which they tell each other once."""
         dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
         key = what, *self.of(mesh, dims)
@@ -59,12 +59,12 @@ class Wires:
             self._agreed[key] = bool(said)
         return self._agreed[key]
 
-    def _of(self, mesh: Any, dim: int) -> tuple[Any, Wire, Any]:
+    def _of(self, mesh: Any, dim: int) -> tuple[Any, GroupKey, Any]:
         known = self._known.get((id(mesh), dim))
         if known is None:
             group = mesh.get_group(dim)
-            wire = tuple(dist.get_process_group_ranks(group)), mesh.device_type
-            known = self._known[id(mesh), dim] = mesh, wire, group  # held, so that no other mesh has its address
+            group_key = tuple(dist.get_process_group_ranks(group)), mesh.device_type
+            known = self._known[id(mesh), dim] = mesh, group_key, group  # held, so that no other mesh has its address
         return known
 
 

@@ -7,55 +7,60 @@ import torch
 from torch import Tensor
 
 from .._task.finite import are_finite
-from .._task.shard import Asked, Wire
-from .._task.task import Amp, Work
+from .._task.shard import GroupKey, PartialSum
+from .._task.task import Amp, Task
 from .dtensor import Lay
-from .process_groups import Wires
+from .process_groups import ProcessGroups
 
 PRESENT, BAD = 0, 1  # of a parameter's flags
 
 
-class Flags:
-    """The flags of the works of one step: of this process, and once they have been summed up, of all.
+class StepMask:
+    """The flags of the tasks of one step: of this process, and once they have been summed up, of all.
 
     On a device nothing here is waited for, and how much it is asked does not depend on how many parameters there are,
     unless a step that the host counts may have to be taken back.
 
     Args:
-        works: of the step.
+        tasks: of the step.
         lays: of their parameters.
         grads: on the parts that this process holds, None where there is none.
-        wires: the process groups.
+        process_groups: the process groups.
         amp: what a GradScaler says.
     """
 
     def __init__(
-        self, works: list[Work], lays: list[Lay], grads: Sequence[Tensor | None], wires: Wires, amp: Amp
+        self,
+        tasks: list[Task],
+        lays: list[Lay],
+        grads: Sequence[Tensor | None],
+        process_groups: ProcessGroups,
+        amp: Amp,
     ) -> None:
-        self._works, self._amp, self._grads = works, amp, grads
+        self._tasks, self._amp, self._grads = tasks, amp, grads
         self._bad: dict[int, Tensor] = {}  # whether it is, of each gradient that has been looked at
-        self._kinds: list[tuple[list[int], Tensor, list[Wire]]] = []
+        self._kinds: list[tuple[list[int], Tensor, list[GroupKey]]] = []
         kinds: dict[tuple[Any, ...], list[int]] = {}
-        for i, (work, lay) in enumerate(zip(works, lays, strict=True)):
-            kinds.setdefault((work.p.device, id(lay.mesh), *lay.dims), []).append(i)
+        for i, (task, lay) in enumerate(zip(tasks, lays, strict=True)):
+            kinds.setdefault((task.p.device, id(lay.mesh), *lay.dims), []).append(i)
         found: dict[int, tuple[Tensor, int]] = {}
         for own in kinds.values():
-            lay, flags = lays[own[0]], torch.zeros((len(own), 2), dtype=torch.float32, device=works[own[0]].p.device)
+            lay, flags = lays[own[0]], torch.zeros((len(own), 2), dtype=torch.float32, device=tasks[own[0]].p.device)
             # Nobody says of found_inf whether processes with the same part of a parameter have it alike.
             dims = lay.dims if amp.found_inf is None else lay.several
-            self._kinds.append((own, flags, wires.of(lay.mesh, dims)))
+            self._kinds.append((own, flags, process_groups.of(lay.mesh, dims)))
             found |= {i: (flags, row) for row, i in enumerate(own)}
-        self._of = [found[i] for i in range(len(works))]  # flags of parameters of one kind, and which of them
+        self._of = [found[i] for i in range(len(tasks))]  # flags of parameters of one kind, and which of them
 
     def checks(self, place: int) -> bool:
-        """Whether a work is left out where its gradient here is not finite."""
-        return self._works[place].skipped is not None and self._grads[place] is not None
+        """Whether a task is left out where its gradient here is not finite."""
+        return self._tasks[place].skipped is not None and self._grads[place] is not None
 
-    def tell(self, places: Sequence[int], bad: Tensor) -> None:
-        """Say of some works whether their gradients here are not finite, so that nobody else has to look."""
+    def report(self, places: Sequence[int], bad: Tensor) -> None:
+        """Say of some tasks whether their gradients here are not finite, so that nobody else has to look."""
         self._bad |= zip(places, bad.unbind(), strict=True)
 
-    def ask(self) -> list[Asked]:
+    def partial_sums(self) -> list[PartialSum]:
         """Which parameters have a gradient, and which a bad one: to be summed up over the processes."""
         for own, flags, _ in self._kinds:
             flags[:, PRESENT] = 1.0
@@ -66,46 +71,46 @@ class Flags:
                 flags[:, BAD] = self._whose_is_bad(own, flags.device)
             if self._amp.found_inf is not None:
                 flags[:, BAD] += (self._amp.found_inf != 0).to(flags)
-        return [Asked(flags, wires) for _, flags, wires in self._kinds]
+        return [PartialSum(flags, process_groups) for _, flags, process_groups in self._kinds]
 
     def good(self, places: Sequence[int]) -> Tensor | None:
-        """Which of some works take the step, on their device; None where nobody here doubts it."""
+        """Which of some tasks take the step, on their device; None where nobody here doubts it."""
         if not self.doubts(places):
             return None
         flags = self._summed(places)
         return (flags[:, PRESENT] > 0) & (flags[:, BAD] == 0)
 
     def doubts(self, places: Sequence[int]) -> bool:
-        """Whether some of the works may have to be left out, as far as is known here."""
+        """Whether some of the tasks may have to be left out, as far as is known here."""
         return any(self._doubts(i) for i in places)
 
     def settle(self) -> None:
         """Say which steps have been left out, and take back their count."""
         doubted: dict[torch.device, list[int]] = {}
-        for i in filter(self._doubts, range(len(self._works))):
+        for i in filter(self._doubts, range(len(self._tasks))):
             doubted.setdefault(self._of[i][0].device, []).append(i)
         for places in doubted.values():
-            self._settle([self._works[i] for i in places], self._summed(places))
+            self._settle([self._tasks[i] for i in places], self._summed(places))
 
-    def _settle(self, works: list[Work], flags: Tensor) -> None:
+    def _settle(self, tasks: list[Task], flags: Tensor) -> None:
         present, bad = flags[:, PRESENT] > 0, flags[:, BAD] > 0
-        counted = [(work.skipped, one) for work, one in zip(works, (present & bad).long().unbind(), strict=True)]
+        counted = [(task.skipped, one) for task, one in zip(tasks, (present & bad).long().unbind(), strict=True)]
         counters = [(skipped, one) for skipped, one in counted if skipped is not None]
         if counters:
             torch._foreach_add_(*map(list, zip(*counters, strict=True)))
         out = bad | ~present
-        steps = [(work.state["step"], one) for work, one in zip(works, out.long().unbind(), strict=True) if not work.t]
+        steps = [(task.state["step"], one) for task, one in zip(tasks, out.long().unbind(), strict=True) if not task.t]
         if steps:
             torch._foreach_sub_(*map(list, zip(*steps, strict=True)))
-        if len(steps) < len(works):
-            for work, taken_back in zip(works, out.tolist(), strict=True):
-                if work.t and taken_back:
-                    work.state["step"] -= 1
-                    work.t = 0
+        if len(steps) < len(tasks):
+            for task, taken_back in zip(tasks, out.tolist(), strict=True):
+                if task.t and taken_back:
+                    task.state["step"] -= 1
+                    task.t = 0
 
     def _doubts(self, place: int) -> bool:
-        work, grad = self._works[place], self._grads[place]
-        return work.skipped is not None or self._amp.found_inf is not None or grad is None
+        task, grad = self._tasks[place], self._grads[place]
+        return task.skipped is not None or self._amp.found_inf is not None or grad is None
 
     def _summed(self, places: Sequence[int]) -> Tensor:
         return torch.stack([flags[row] for flags, row in (self._of[i] for i in places)])
@@ -116,6 +121,6 @@ class Flags:
         ]
         looked_at = [(i, grad) for i, grad in grads if grad.numel()]
         if looked_at:
-            self.tell([i for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
+            self.report([i for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
         fine = torch.zeros((), dtype=torch.bool, device=device)
         return torch.stack([self._bad.get(i, fine) for i in own]).float()

@@ -19,11 +19,11 @@ from .._backends.eager import backend as _eager
 from .._backends.triton.parts import triton_path
 from .._param_groups import Group, is_fused
 from .._task.memory import called
-from .._task.task import Amp, Work
-from .task_cache import Steady
+from .._task.task import Amp, Task
+from .task_cache import TaskCache
 
 # Takes a step of some parameters, and says of which ones it is done with.
-Way = Callable[[], Iterator[list[Work]]]
+Way = Callable[[], Iterator[list[Task]]]
 
 
 class Paths:
@@ -31,49 +31,49 @@ class Paths:
 
     def __init__(self) -> None:
         self.compiled = Compiled()
-        self._tried: set[tuple[type, type, int]] = set()  # classes of a parameter and its gradient, and its setting
+        self._tried: set[tuple[type, type, int]] = set()  # classes of a parameter and its gradient, and its config
 
-    def ways(self, group: Group, works: list[Work], amp: Amp, steady: Steady | None) -> list[Way]:
+    def ways(self, group: Group, tasks: list[Task], amp: Amp, cache: TaskCache | None) -> list[Way]:
         """How to take a step of parameters of one group. What can be missing for it is there then.
 
         Raises:
             ValueError: a parameter or its gradient is of a class that lacks an operator.
         """
-        if steady is not None:
-            return [self._way(group, works, amp, "cpu", steady)]
-        kinds: dict[str, list[Work]] = {}
-        unknown = [work for work in works if not work.by_address]
-        for work in works:
-            if work.by_address:
-                kinds.setdefault(work.p.device.type, []).append(work)
-        for work in unknown:
-            self._try(work, amp)
+        if cache is not None:
+            return [self._way(group, tasks, amp, "cpu", cache)]
+        kinds: dict[str, list[Task]] = {}
+        unknown = [task for task in tasks if not task.by_address]
+        for task in tasks:
+            if task.by_address:
+                kinds.setdefault(task.p.device.type, []).append(task)
+        for task in unknown:
+            self._try(task, amp)
         ways = [self._way(group, some, amp, kind) for kind, some in kinds.items()]
         return [functools.partial(_plain, unknown, amp), *ways] if unknown else ways
 
-    def _way(self, group: Group, works: list[Work], amp: Amp, device: str, steady: Steady | None = None) -> Way:
+    def _way(self, group: Group, tasks: list[Task], amp: Amp, device: str, cache: TaskCache | None = None) -> Way:
         if is_fused(group, device):
-            if device == "cpu" and (table := self.compiled.ready(works, amp, steady)) is not None:
-                return functools.partial(self.compiled.step, table, works)
+            if device == "cpu" and (table := self.compiled.prepare(tasks, amp, cache)) is not None:
+                return functools.partial(self.compiled.step, table, tasks)
             if device != "cpu" and (kernels := triton_path()) is not None:
-                return functools.partial(kernels.steps, kernels.ready(works, amp), works, amp)
-        return functools.partial(_plain if group["foreach"] is False else _eager.step, works, amp)
+                return functools.partial(kernels.steps, kernels.prepare(tasks, amp), tasks, amp)
+        return functools.partial(_plain if group["foreach"] is False else _eager.step, tasks, amp)
 
-    def _try(self, work: Work, amp: Amp) -> None:
+    def _try(self, task: Task, amp: Amp) -> None:
         """Compute the first step of a kind of subclass before any is written: it may lack an operator."""
-        kind = type(work.p), type(work.grad), id(work.setting)
+        kind = type(task.p), type(task.grad), id(task.config)
         if kind in self._tried:
             return
         try:
-            _phases.computed(work, amp)
+            _phases.computed(task, amp)
         except Exception as error:
-            got = f"{type(work.p).__name__} with a gradient of {type(work.grad).__name__}"
+            got = f"{type(task.p).__name__} with a gradient of {type(task.grad).__name__}"
             must = "of a class that has the operators of a step"
-            raise refusal(called("", work.p), must, got, f"{type(error).__name__}: {error}") from error
+            raise refusal(called("", task.p), must, got, f"{type(error).__name__}: {error}") from error
         self._tried.add(kind)
 
 
-def _plain(works: list[Work], amp: Amp) -> Iterator[list[Work]]:
-    for work in works:
-        _phases.update(work, amp)
-        yield [work]
+def _plain(tasks: list[Task], amp: Amp) -> Iterator[list[Task]]:
+    for task in tasks:
+        _phases.update(task, amp)
+        yield [task]

@@ -22,15 +22,15 @@ from .._backends.cpp.backend import CompiledParts
 from .._backends.eager import stacks as _sharded_stacks
 from .._backends.triton.parts import TritonParts
 from .._sharding.dtensor import Lay
-from .._sharding.gradient_placements import Gradients
+from .._sharding.gradient_placements import GradientPlacements
 from .._sharding.held import Held, held, take
-from .._sharding.process_groups import Wires
-from .._sharding.step_mask import Flags
-from .._task.reductions import PAUSES
-from .._task.shard import Asked
-from .._task.task import NO_GRADIENT, Amp, Setting, Work, mark_written
+from .._sharding.process_groups import ProcessGroups
+from .._sharding.step_mask import StepMask
+from .._task.reductions import PHASES
+from .._task.shard import PartialSum
+from .._task.task import NO_GRADIENT, Amp, ParamConfig, Task, mark_written
 
-_Path = Callable[[list[Held], Flags, Wires, Amp], Iterator[list[Asked]]]
+_Path = Callable[[list[Held], StepMask, ProcessGroups, Amp], Iterator[list[PartialSum]]]
 
 
 class Arrived(NamedTuple):
@@ -40,72 +40,72 @@ class Arrived(NamedTuple):
     grads: list[Tensor | None]
 
 
-class Ready(NamedTuple):
+class Prepared(NamedTuple):
     """All that a step of sharded parameters needs."""
 
-    works: list[Work]
+    tasks: list[Task]
     parts: "_Parts"
-    flags: Flags
-    paths: list[Iterator[list[Asked]]]
+    flags: StepMask
+    paths: list[Iterator[list[PartialSum]]]
 
 
 class Sharded:
     """What an optimizer remembers of its sharded parameters between steps."""
 
     def __init__(self) -> None:
-        self._wires, self._gradients = Wires(), Gradients()
+        self._process_groups, self._gradients = ProcessGroups(), GradientPlacements()
         self._lays: dict[tuple[Any, ...], Lay] = {}
         self._compiled, self._triton = CompiledParts(), TritonParts()
         self._before: _Parts | None = None
 
-    def arrive(self, works: list[Work]) -> Arrived:
-        """The gradients of a step, of which no work is counted yet.
+    def arrive(self, tasks: list[Task]) -> Arrived:
+        """The gradients of a step, of which no task is counted yet.
 
         Args:
-            works: of all groups, in the order of the parameters, those without a gradient here too.
+            tasks: of all groups, in the order of the parameters, those without a gradient here too.
 
         Raises:
             RuntimeError: processes disagree about how one arrives.
             ValueError: one arrives in a way that it cannot be added up.
         """
         known = self._before
-        if known is not None and known.are_of(works):
+        if known is not None and known.are_of(tasks):
             lays = known.lays
         else:
-            lays = [self._lay(work.p, work.setting) for work in works]
+            lays = [self._lay(task.p, task.config) for task in tasks]
         meshes = {id(lay.mesh): lay.mesh for lay in lays}.values()
-        self._wires.begin((mesh, range(mesh.ndim)) for mesh in meshes)
-        return Arrived(lays, self._gradients.of(works, lays, self._wires))
+        self._process_groups.begin((mesh, range(mesh.ndim)) for mesh in meshes)
+        return Arrived(lays, self._gradients.of(tasks, lays, self._process_groups))
 
-    def ready(self, works: list[Work], arrived: Arrived, amp: Amp) -> Ready:
+    def prepare(self, tasks: list[Task], arrived: Arrived, amp: Amp) -> Prepared:
         """Which path steps which parameter, on all processes alike, and what it is told of it.
 
         Args:
-            works: those that have arrived, with complete states.
+            tasks: those that have arrived, with complete states.
             arrived: what `arrive` gave.
             amp: what a GradScaler says.
         """
         known = self._before
-        if known is None or not known.are_of(works):
-            known = _Parts(works, arrived.lays)
+        if known is None or not known.are_of(tasks):
+            known = _Parts(tasks, arrived.lays)
         self._before = None
-        flags = Flags(works, known.lays, arrived.grads, self._wires, amp)
-        for one, work, grad in zip(known.parts, works, arrived.grads, strict=True):
-            take(one, work, grad)
-        paths = [steps(some, flags, self._wires, amp) for steps, some in self._paths(known)]
-        return Ready(works, known, flags, paths)
+        flags = StepMask(tasks, known.lays, arrived.grads, self._process_groups, amp)
+        for one, task, grad in zip(known.parts, tasks, arrived.grads, strict=True):
+            take(one, task, grad)
+        paths = [steps(some, flags, self._process_groups, amp) for steps, some in self._paths(known)]
+        return Prepared(tasks, known, flags, paths)
 
-    def step(self, ready: Ready) -> None:
-        """One step, in place, of works that are counted already. Where one is not to be, that is taken back."""
-        works, known, flags, paths = ready
-        for pause in range(PAUSES):
+    def step(self, prepared: Prepared) -> None:
+        """One step, in place, of tasks that are counted already. Where one is not to be, that is taken back."""
+        tasks, known, flags, paths = prepared
+        for pause in range(PHASES):
             asked = [one for path in paths for one in next(path)]
-            self._wires.add([*asked, *flags.ask()] if pause == 0 else asked)
-        mark_written(works)  # now: paths may remember the versions
+            self._process_groups.all_reduce([*asked, *flags.partial_sums()] if pause == 0 else asked)
+        mark_written(tasks)  # now: paths may remember the versions
         for path in paths:
             next(path, None)
         for one in known.parts:
-            if not one.work.setting.by_address:
+            if not one.task.config.by_address:
                 one.put_back(flags.good([one.place]))
         flags.settle()
         known.forget_gradients()
@@ -121,33 +121,33 @@ class Sharded:
             kinds: tuple[list[Held], ...] = [], [], []
             for part in known.parts:
                 takers = self._compiled.takes, self._triton.takes
-                which = next((i for i, takes in enumerate(takers) if takes(part, self._wires)), len(takers))
+                which = next((i for i, takes in enumerate(takers) if takes(part, self._process_groups)), len(takers))
                 kinds[which].append(part)
             paths: tuple[_Path, ...] = self._compiled.steps, self._triton.steps, _sharded_stacks.steps
             known.paths = [(path, some) for path, some in zip(paths, kinds, strict=True) if some]
         return known.paths
 
-    def _lay(self, p: Any, setting: Setting) -> Lay:
-        key = id(p.device_mesh), p.placements, setting.plan
+    def _lay(self, p: Any, config: ParamConfig) -> Lay:
+        key = id(p.device_mesh), p.placements, config.plan
         known = self._lays.get(key)
         if known is None:
-            known = self._lays[key] = Lay(p, setting.plan)
+            known = self._lays[key] = Lay(p, config.plan)
         return known
 
 
 class _Parts:
-    """What a step makes of its works but for the values, which a step with the same works has alike."""
+    """What a step makes of its tasks but for the values, which a step with the same tasks has alike."""
 
-    def __init__(self, works: list[Work], lays: list[Lay]) -> None:
-        self.lays, self._works = lays, works
-        self.parts = [held(work, lay, place) for place, (work, lay) in enumerate(zip(works, lays, strict=True))]
+    def __init__(self, tasks: list[Task], lays: list[Lay]) -> None:
+        self.lays, self._tasks = lays, tasks
+        self.parts = [held(task, lay, place) for place, (task, lay) in enumerate(zip(tasks, lays, strict=True))]
         self.paths: list[tuple[_Path, list[Held]]] | None = None
 
-    def are_of(self, works: list[Work]) -> bool:
-        """Whether these are the same works; there are other ones in every step that had to look at all of them."""
-        return len(works) == len(self._works) and all(map(operator.is_, works, self._works))
+    def are_of(self, tasks: list[Task]) -> bool:
+        """Whether these are the same tasks; there are other ones in every step that had to look at all of them."""
+        return len(tasks) == len(self._tasks) and all(map(operator.is_, tasks, self._tasks))
 
     def forget_gradients(self) -> None:
         """Hold no gradient from one step to the next."""
-        for work in (*self._works, *(one.work for one in self.parts)):
-            work.grad = NO_GRADIENT
+        for task in (*self._tasks, *(one.task for one in self.parts)):
+            task.grad = NO_GRADIENT

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._sharding.dtensor import is_like, laid, local_of, zeros_for
+from .._sharding.dtensor import is_placed_like_state, local_of, new_state_tensor, placed_like_state
 from .._task.memory import outside_modes, zeros_like
-from .._task.task import COUNT, Setting, State, Work
+from .._task.task import COUNT, ParamConfig, State, Task
 
 
 def counter_of(state: State) -> Any:
@@ -23,58 +23,58 @@ def counter_of(state: State) -> Any:
         return step.numpy()
 
 
-def finished(state: State) -> int:
+def step_count(state: State) -> int:
     """The steps that a parameter has taken, of which the host may know."""
     counter = counter_of(state)
     return 0 if counter is None else int(counter)
 
 
-def count(works: list[Work]) -> None:
+def count(tasks: list[Task]) -> None:
     """One step more of each, on the CPU or, with one operation on each, on the devices that count them."""
     on_device: dict[torch.device, list[Tensor]] = {}
-    for work in works:
-        if work.t:
-            _write_count(work, work.t)
+    for task in tasks:
+        if task.t:
+            _write_count(task, task.t)
         else:
-            on_device.setdefault(work.p.device, []).append(work.state["step"])
+            on_device.setdefault(task.p.device, []).append(task.state["step"])
     for steps in on_device.values():
         torch._foreach_add_(steps, 1)
 
 
-def take_back_count(works: list[Work]) -> None:
+def take_back_count(tasks: list[Task]) -> None:
     """The same steps are taken back."""
-    for work in works:
-        if work.t:
-            _write_count(work, work.t - 1)
+    for task in tasks:
+        if task.t:
+            _write_count(task, task.t - 1)
         else:
-            work.state["step"] -= 1
+            task.state["step"] -= 1
 
 
-def _write_count(work: Work, t: int) -> None:
-    counter = counter_of(work.state) if work.counter is None else work.counter
+def _write_count(task: Task, t: int) -> None:
+    counter = counter_of(task.state) if task.counter is None else task.counter
     counter.fill(t)
 
 
-def kept(state: State, setting: Setting, p: Tensor, on_device: bool) -> State:
-    """The state of one parameter with the entries that its setting keeps, those that are new at zero."""
+def ensure_state(state: State, config: ParamConfig, p: Tensor, on_device: bool) -> State:
+    """The state of one parameter with the entries that its config keeps, those that are new at zero."""
     place = p.device if on_device else "cpu"  # where reading it is no transfer
     if "step" not in state:
         state["step"] = _no_steps(p, on_device)
     else:  # of an old version it is float32
         state["step"] = state["step"].to(place, COUNT)
-    layout = setting.layout
+    layout = config.layout
     for entry in [entry for entry in state if entry != "step" and entry not in layout]:
         del state[entry]  # of a field that has been changed since
     for entry in [entry for entry, x in state.items() if x.is_inference()]:
         state[entry] = state[entry].clone()  # made in inference mode, outside of which nobody may write it
     for entry, (shape, dtype) in layout.items():
         if entry not in state or state[entry].shape != shape:
-            state[entry] = zeros_for(p, entry, setting.plan, shape, dtype)
+            state[entry] = new_state_tensor(p, entry, config.plan, shape, dtype)
             continue
         if state[entry].dtype != dtype:
             state[entry] = state[entry].to(dtype)
-        if not is_like(state[entry], p, entry, setting.plan):
-            state[entry] = laid(state[entry], p, entry, setting.plan)
+        if not is_placed_like_state(state[entry], p, entry, config.plan):
+            state[entry] = placed_like_state(state[entry], p, entry, config.plan)
     return state
 
 

@@ -11,86 +11,86 @@ from torch import Tensor
 
 from adafactor_spec import rounding_key
 
-from .._param_groups import OPTIONS, Group, form_of, lr_of
-from .._sharding.dtensor import is_dtensor, local_of, takes_part
+from .._param_groups import OPTIONS, Group, learning_rate, recipe_without_lr
+from .._sharding.dtensor import is_dtensor, local_of, may_get_gradient
 from .._task.memory import has_address
-from .._task.task import NO_GRADIENT, State, Work
+from .._task.task import NO_GRADIENT, State, Task
 from .state import counter_of
-from .tasks import Settings
+from .tasks import ConfigCache
 
 _ADDRESS = Tensor.data_ptr
 
 
-class Steady:
-    """The works of a group on a CPU whose steps the host counts, and all that they were made from.
+class TaskCache:
+    """The tasks of a group on a CPU whose steps the host counts, and all that they were made from.
 
     Args:
         group: of the parameters.
-        works: of those of its parameters that have a gradient, their states complete.
+        tasks: of those of its parameters that have a gradient, their states complete.
     """
 
-    def __init__(self, group: Group, works: list[Work]) -> None:
-        self.works = works
-        self.table: Any = None  # what a path has made of the works
-        self._form, self._options = form_of(group), _options_of(group)
-        by_parameter = {work.p: work for work in works}
-        # A parameter that stands twice in its group has one work; then no step is taken for one like this.
+    def __init__(self, group: Group, tasks: list[Task]) -> None:
+        self.tasks = tasks
+        self.table: Any = None  # what a path has made of the tasks
+        self._form, self._options = recipe_without_lr(group), _options_of(group)
+        by_parameter = {task.p: task for task in tasks}
+        # A parameter that stands twice in its group has one task; then no step is taken for one like this.
         self._places = [by_parameter.pop(p, None) for p in group["params"]]
         # Held, so that no other tensor comes to have the address of one of these.
-        self._held = [(local_of(work.p)._base, *work.state.values()) for work in works]
-        self._facts = [None if work is None else _facts(work.p, work.grad, work.state) for work in self._places]
-        for work in works:
-            work.counter = counter_of(work.state)
+        self._held = [(local_of(task.p)._base, *task.state.values()) for task in tasks]
+        self._guards = [None if task is None else _guards(task.p, task.grad, task.state) for task in self._places]
+        for task in tasks:
+            task.counter = counter_of(task.state)
 
-    def again(self, group: Group, first: int, states: dict[Tensor, State], settings: Settings) -> bool:
-        """Whether nothing but values has changed; then the works are those of the next step, not yet counted.
+    def still_holds(self, group: Group, first: int, states: dict[Tensor, State], configs: ConfigCache) -> bool:
+        """Whether nothing but values has changed; then the tasks are those of the next step, not yet counted.
 
         `first` is the position of the group's first parameter among all parameters.
 
         Raises:
             ValueError: a function of t has left the range of its field.
         """
-        same = self._form is form_of(group) and self._options == _options_of(group)
+        same = self._form is recipe_without_lr(group) and self._options == _options_of(group)
         if not same or len(group["params"]) != len(self._places):
             return False
-        for p, work, facts in zip(group["params"], self._places, self._facts, strict=True):
+        for p, task, facts in zip(group["params"], self._places, self._guards, strict=True):
             grad = p.grad
-            if (grad is None) != (work is None):
+            if (grad is None) != (task is None):
                 return False
-            if grad is None or work is None:
-                if takes_part(p):
+            if grad is None or task is None:
+                if may_get_gradient(p):
                     return False
                 continue
             # Another object may have the state and the memory of this one, but it has a version counter of its own.
-            if p is not work.p or states.get(p) is not work.state or grad.layout is not torch.strided:
+            if p is not task.p or states.get(p) is not task.state or grad.layout is not torch.strided:
                 return False
-            if facts != _facts(p, grad, work.state):
+            if facts != _guards(p, grad, task.state):
                 return False
-            work.grad = grad
-        self._number(group, first, settings)
+            task.grad = grad
+        self._number(group, first, configs)
         return True
 
-    def _number(self, group: Group, first: int, settings: Settings) -> None:
-        lr, recipe, t = lr_of(group), None, 0
-        for place, work in enumerate(self._places):
-            if work is not None:
-                work.t = int(work.counter) + 1
-                if work.setting.recipe is not recipe or work.t != t:
-                    recipe, t = work.setting.recipe, work.t
-                    now = settings.numbers(recipe, lr, t)
-                work.now = now
-                if work.setting.stochastic:
-                    work.key = rounding_key(group["seed"], t, first + place)
+    def _number(self, group: Group, first: int, configs: ConfigCache) -> None:
+        lr, recipe, t = learning_rate(group), None, 0
+        for place, task in enumerate(self._places):
+            if task is not None:
+                task.t = int(task.counter) + 1
+                if task.config.recipe is not recipe or task.t != t:
+                    recipe, t = task.config.recipe, task.t
+                    now = configs.numbers(recipe, lr, t)
+                task.now = now
+                if task.config.stochastic:
+                    task.key = rounding_key(group["seed"], t, first + place)
 
     def forget_gradients(self) -> None:
         """Hold no gradient from one step to the next: whoever sets `grad` to None frees it."""
-        for work in self.works:
-            work.grad = NO_GRADIENT
+        for task in self.tasks:
+            task.grad = NO_GRADIENT
 
 
-def can_be_steady(group: Group, works: list[Work]) -> bool:
+def can_be_cached(group: Group, tasks: list[Task]) -> bool:
     """Whether a step of a group may be like the one before without a look at its values."""
-    alike = all(work.p.is_cpu and work.t and not work.missing and work.by_address for work in works)
+    alike = all(task.p.is_cpu and task.t and not task.missing and task.by_address for task in tasks)
     return group["nonfinite"] == "propagate" and alike
 
 
@@ -98,7 +98,7 @@ def _options_of(group: Group) -> list[Any]:
     return [group[option] for option in OPTIONS]
 
 
-def _facts(p: Tensor, grad: Tensor, state: State) -> tuple[Any, ...]:
+def _guards(p: Tensor, grad: Tensor, state: State) -> tuple[Any, ...]:
     """What a step takes for granted of the tensors of one parameter. Any of it can change under the same object.
 
     `tensor.data = ...` changes all of it, `set_` and `resize_` sizes, strides and addresses.

@@ -1,4 +1,4 @@
-"""What a step has to do: every check that can refuse it, and then one `Work` for each parameter with a gradient."""
+"""What a step has to do: every check that can refuse it, and then one `Task` for each parameter with a gradient."""
 
 from typing import Any
 
@@ -9,27 +9,36 @@ from adafactor_spec import PER_NAME, Numbers, Recipe, dtypes, replace, rounding_
 from adafactor_spec.errors import refusal
 
 from .._backends.triton.parts import triton_path
-from .._param_groups import Group, counts_on_device, form_of, is_fused, lr_of, named, numbers_of, plan_of
-from .._sharding.dtensor import check_current, is_dtensor, is_elsewhere, local_of, takes_part
+from .._param_groups import (
+    Group,
+    counts_on_device,
+    is_fused,
+    learning_rate,
+    named,
+    numbers_of,
+    plan_of,
+    recipe_without_lr,
+)
+from .._sharding.dtensor import check_current, is_dtensor, is_off_mesh, local_of, may_get_gradient
 from .._task.device_schedules import OnDevice, keys_on_device, numbers_on_device, wide
 from .._task.memory import called, check_memory, has_address
-from .._task.task import COUNT, FLOATS, NO_GRADIENT, Setting, State, Work
+from .._task.task import COUNT, FLOATS, NO_GRADIENT, ParamConfig, State, Task
 from .state import counter_of
 
 Given = tuple[int, str, Tensor]  # position among all parameters, name, parameter
-_Ready = tuple[Tensor, Tensor, Setting, int]  # parameter, gradient, setting, position
+_Checked = tuple[Tensor, Tensor, ParamConfig, int]  # parameter, gradient, config, position
 _NOTHING: State = {}
 _MOST_KEPT = 1000  # at once, of the numbers of one recipe, learning rate and step, and of forms of recipes
-_LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of works whose steps are counted on a device
+_LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of tasks whose steps are counted on a device
 
 
-class Settings:
+class ConfigCache:
     """The settings of parameters, decided once and again only where something has changed."""
 
     def __init__(self) -> None:
-        self.known: dict[Tensor, tuple[Recipe, str, Any, Setting]] = {}
+        self.known: dict[Tensor, tuple[Recipe, str, Any, ParamConfig]] = {}
         self._forms: dict[tuple[Any, ...], tuple[Recipe, Recipe]] = {}
-        self._settings: dict[tuple[Any, ...], Setting] = {}
+        self._configs: dict[tuple[Any, ...], ParamConfig] = {}
         self.places: dict[Tensor, tuple[int, int, int]] = {}
         self._counts: list[int] = []  # of parameters in the groups when the places were taken
         # With what the key names by its address, so that nothing else comes to be there.
@@ -65,18 +74,18 @@ class Settings:
             known = self._numbers[key] = recipe, lr, numbers_of(replace(recipe, lr=lr), t)
         return known[2]
 
-    def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> Setting:
-        """The setting of one parameter; `form` is its group's recipe as `form_of` gives it."""
+    def of(self, p: Tensor, name: str, form: Recipe, rounding: str) -> ParamConfig:
+        """The config of one parameter; `form` is its group's recipe as `recipe_without_lr` gives it."""
         known, held = self.known.get(p), local_of(p)
         where = type(held), held.stride(), held.is_neg()
         if known is not None:
-            of_form, of_rounding, before, setting = known
-            if of_form is form and of_rounding == rounding and before == where and setting.is_of(p):
-                return setting
+            of_form, of_rounding, before, config = known
+            if of_form is form and of_rounding == rounding and before == where and config.is_of(p):
+                return config
         by_address = check_memory(called(name, p), p, local_of)
         if len(self._forms) >= _MOST_KEPT:  # of a field without a hash, every step makes a new form
             self._forms.clear()
-            self._settings.clear()
+            self._configs.clear()
         own = form.for_name(name)
         # One object for all names with the same values, by which parameters of one kind are known.
         values = (getattr(own, field) for field in PER_NAME)
@@ -84,12 +93,12 @@ class Settings:
         own = self._forms.setdefault(key, (form, own.effective()))[1]
         values_of = own, plan_of(own, name, p), FLOATS[p.dtype], rounding, by_address
         # One object for all parameters of a kind, too.
-        setting = self._settings.setdefault((id(own), *values_of[1:]), Setting(*values_of))
-        self.known[p] = (form, rounding, where, setting)
-        return setting
+        config = self._configs.setdefault((id(own), *values_of[1:]), ParamConfig(*values_of))
+        self.known[p] = (form, rounding, where, config)
+        return config
 
 
-def given_of(group: Group, first: int) -> list[Given]:
+def members(group: Group, first: int) -> list[Given]:
     """The parameters of a group, whose first one has the position `first` among all.
 
     One that stands there twice, of which torch warns, takes one step: two would have the same number.
@@ -100,81 +109,82 @@ def given_of(group: Group, first: int) -> list[Given]:
     return list(given.values())
 
 
-def ready(group: Group, settings: Settings, given: list[Given]) -> list[_Ready]:
+def checked(group: Group, configs: ConfigCache, given: list[Given]) -> list[_Checked]:
     """Those of the given parameters of a group that have a gradient, after every check that can refuse it.
 
     A sharded parameter without one is among them: other processes may have one.
     """
-    form, rounding, work = form_of(group), group["rounding"], []
+    form, rounding, found = recipe_without_lr(group), group["rounding"], list[_Checked]()
     for position, name, p in given:
         grad = p.grad
-        if is_elsewhere(p):
+        if is_off_mesh(p):
             continue
         if grad is not None:
             _check_gradient(name, p, grad)
             # What is in memory is what is meant, for those who read it there.
             grad = grad if is_dtensor(grad) else grad.resolve_neg()
-            work.append((p, grad, settings.of(p, name, form, rounding), position))
-        elif takes_part(p):
-            work.append((p, NO_GRADIENT, settings.of(p, name, form, rounding), position))
+            found.append((p, grad, configs.of(p, name, form, rounding), position))
+        elif may_get_gradient(p):
+            found.append((p, NO_GRADIENT, configs.of(p, name, form, rounding), position))
         else:
             check_current(called(name, p), p)
-    return work
+    return found
 
 
-def works_of(group: Group, ready: list[_Ready], states: Any, settings: Settings) -> list[Work]:
+def build_tasks(group: Group, checked: list[_Checked], states: Any, configs: ConfigCache) -> list[Task]:
     """One step more of every parameter, not yet counted.
 
     Args:
         group: of the parameters.
-        ready: what `ready` found.
-        settings: which keep numbers, too.
+        checked: what `checked` found.
+        configs: which keep numbers, too.
         states: the optimizer's state; parameters that are new to it are not made known to it here.
 
     Raises:
         ValueError: a function of t has left the range of its field.
     """
-    works, on_device = [], dict[torch.device, list[tuple[Work, int]]]()
-    lr = None if all(counts_on_device(group, p) for p, *_ in ready) else lr_of(group)  # of a tensor that is a read
-    for p, grad, setting, index in ready:
+    tasks, on_device = [], dict[torch.device, list[tuple[Task, int]]]()
+    on_host = not all(counts_on_device(group, p) for p, *_ in checked)
+    lr = learning_rate(group) if on_host else None  # of a tensor that is a read
+    for p, grad, config, index in checked:
         state, now, key, counter, t = states.get(p, _NOTHING), _LATER, 0, None, 0
         _check_places(p, state)
         there = counts_on_device(group, p)
         if not there:
             counter = counter_of(state)
             t = 1 if counter is None else int(counter) + 1
-            now = settings.numbers(setting.recipe, lr, t)
-            if setting.stochastic:
+            now = configs.numbers(config.recipe, lr, t)
+            if config.stochastic:
                 key = rounding_key(group["seed"], t, index)
-        work = Work(p, grad, state, setting, now, key, group["maximize"], counter, t, missing=grad is NO_GRADIENT)
-        work.by_address = setting.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
-        work.fused = is_dtensor(p) and is_fused(group, p.device.type)
-        works.append(work)
+        task = Task(p, grad, state, config, now, key, group["maximize"], counter, t, missing=grad is NO_GRADIENT)
+        task.by_address = config.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
+        task.fused = is_dtensor(p) and is_fused(group, p.device.type)
+        tasks.append(task)
         if there:
-            on_device.setdefault(p.device, []).append((work, index))
+            on_device.setdefault(p.device, []).append((task, index))
     for device, pairs in on_device.items():
-        _number_on_device(group, [work for work, _ in pairs], tuple(index for _, index in pairs), device)
-    return works
+        _number_on_device(group, [task for task, _ in pairs], tuple(index for _, index in pairs), device)
+    return tasks
 
 
-def _number_on_device(group: Group, works: list[Work], positions: tuple[int, ...], device: torch.device) -> None:
-    """Give works whose steps are counted on a device their numbers and keys, as tensors."""
+def _number_on_device(group: Group, tasks: list[Task], positions: tuple[int, ...], device: torch.device) -> None:
+    """Give tasks whose steps are counted on a device their numbers and keys, as tensors."""
     done = [
-        work.state["step"].to(device, COUNT) if "step" in work.state else torch.zeros((), dtype=COUNT, device=device)
-        for work in works
+        task.state["step"].to(device, COUNT) if "step" in task.state else torch.zeros((), dtype=COUNT, device=device)
+        for task in tasks
     ]
     steps = list(torch._foreach_add(done, 1))
-    lr: Any = OnDevice(wide(group["lr"].to(device))) if isinstance(group["lr"], Tensor) else lr_of(group)
+    lr: Any = OnDevice(wide(group["lr"].to(device))) if isinstance(group["lr"], Tensor) else learning_rate(group)
     by_recipe: dict[int, list[int]] = {}
-    for place, work in enumerate(works):
-        by_recipe.setdefault(id(work.setting.recipe), []).append(place)
+    for place, task in enumerate(tasks):
+        by_recipe.setdefault(id(task.config.recipe), []).append(place)
     for places in by_recipe.values():
-        recipe = replace(works[places[0]].setting.recipe, lr=lr)
+        recipe = replace(tasks[places[0]].config.recipe, lr=lr)
         for place, now in zip(places, numbers_on_device(recipe, [steps[i] for i in places]), strict=True):
-            works[place].now = now
-    if any(work.setting.stochastic for work in works):
-        for work, key in zip(works, keys_on_device(group["seed"], steps, positions), strict=True):
-            work.key = key
+            tasks[place].now = now
+    if any(task.config.stochastic for task in tasks):
+        for task, key in zip(tasks, keys_on_device(group["seed"], steps, positions), strict=True):
+            task.key = key
 
 
 def _check_gradient(name: str, p: Any, grad: Any) -> None:
@@ -218,13 +228,13 @@ def _check_places(p: Tensor, state: State) -> None:
             raise refusal(who, str(p.device), str(x.device), remedy)
 
 
-def check_kernels(group: Group, works: list[Work]) -> None:
+def check_kernels(group: Group, tasks: list[Task]) -> None:
     """What a GPU needs, before anything is counted."""
-    for work in works:
-        if work.p.is_cuda:
+    for task in tasks:
+        if task.p.is_cuda:
             if is_fused(group, "cuda"):
                 triton_path()
-            if torch.cuda.is_current_stream_capturing() and not counts_on_device(group, work.p):
+            if torch.cuda.is_current_stream_capturing() and not counts_on_device(group, task.p):
                 remedy = "Build the optimizer with it, or set group['capturable'] = True before the first step."
                 raise RuntimeError(f"A CUDA graph can hold a step with capturable=True only. {remedy}")
             return

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._param_groups import Group, form_of, named
+from .._param_groups import Group, named, recipe_without_lr
 from .._sharding.dtensor import local_of
 from .._task.memory import zeros_like
-from .._task.task import Setting, Work
-from .tasks import Settings
+from .._task.task import ParamConfig, Task
+from .tasks import ConfigCache
 from .undo import Undo
 
 _COLUMNS = ("step_size", "update_rms", "clip_factor", "parameter_rms")
@@ -20,15 +20,15 @@ class Telemetry:
     """Where steps write what they did with each parameter, and how many of its steps were left out."""
 
     def __init__(self) -> None:
-        self.told: dict[Tensor, tuple[Setting, Tensor]] = {}
+        self.told: dict[Tensor, tuple[ParamConfig, Tensor]] = {}
         self.skipped: dict[Tensor, Tensor] = {}
 
-    def of(self, work: Work, undo: Undo) -> Tensor:
+    def of(self, task: Task, undo: Undo) -> Tensor:
         """Where a step writes what it did with a parameter."""
-        known = self.told.get(work.p)
-        if known is None or known[0] is not work.setting:
-            undo.entry(self.told, work.p, work.p)
-            known = self.told[work.p] = work.setting, _nothing(work.setting, work.p)
+        known = self.told.get(task.p)
+        if known is None or known[0] is not task.config:
+            undo.entry(self.told, task.p, task.p)
+            known = self.told[task.p] = task.config, _nothing(task.config, task.p)
         return known[1]
 
     def skips_of(self, p: Tensor, undo: Undo | None = None) -> Tensor:
@@ -39,17 +39,17 @@ class Telemetry:
             self.skipped[p] = torch.zeros((), dtype=torch.int64, device=p.device)
         return self.skipped[p]
 
-    def shown(self, groups: list[Group], settings: Settings) -> dict[str, dict[str, Tensor]]:
+    def shown(self, groups: list[Group], configs: ConfigCache) -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
         shown: dict[str, dict[str, Tensor]] = {}
         for number, group in enumerate(groups):
             for place, (name, p) in enumerate(named(group)):
                 if group["telemetry"] and (p in self.told or p in self.skipped):
                     if p not in self.told:  # every step so far was left out
-                        setting = settings.of(p, name, form_of(group), group["rounding"])
-                        self.told[p] = setting, _nothing(setting, p)
-                    setting, told = self.told[p]
-                    shape = _batch_shape(setting, p)
+                        config = configs.of(p, name, recipe_without_lr(group), group["rounding"])
+                        self.told[p] = config, _nothing(config, p)
+                    config, told = self.told[p]
+                    shape = _batch_shape(config, p)
                     columns = {of: told[:, i].reshape(shape) for i, of in enumerate(_COLUMNS)}
                     who = name or f"{number}.{place}"
                     who = f"{number}.{who}" if who in shown else who  # two models, say, that have a "bias" each
@@ -57,12 +57,12 @@ class Telemetry:
         return shown
 
 
-def _nothing(setting: Setting, p: Tensor) -> Tensor:
-    count = math.prod(_batch_shape(setting, p))
+def _nothing(config: ParamConfig, p: Tensor) -> Tensor:
+    count = math.prod(_batch_shape(config, p))
     return zeros_like(local_of(p), (count, len(_COLUMNS)), torch.float32)
 
 
-def _batch_shape(setting: Setting, p: Tensor) -> list[Any]:
+def _batch_shape(config: ParamConfig, p: Tensor) -> list[Any]:
     """The sizes of the batch axes; of those of a sharded one, what this process holds."""
     shape = local_of(p).shape
-    return [shape[axis] for axis in setting.plan.batch]
+    return [shape[axis] for axis in config.plan.batch]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._task.task import Work
+from .._task.task import Task
 from .state import count, take_back_count
 
 _MISSING = object()
@@ -34,8 +34,8 @@ class Undo:
 
     def __init__(self) -> None:
         self._actions: list[tuple[Tensor | None, Callable[[], object]]] = []
-        self._counted: list[Work] = []
-        self._stepped: list[Work] = []
+        self._counted: list[Task] = []
+        self._stepped: list[Task] = []
 
     def entry(self, mapping: MutableMapping[Any, Any], key: Any, p: Tensor | None = None) -> None:
         """Remember an entry before it is written or made; that of a parameter `p` stays where p has been stepped."""
@@ -53,20 +53,20 @@ class Undo:
 
         self._actions.append((p, restore))
 
-    def count(self, works: list[Work]) -> None:
+    def count(self, tasks: list[Task]) -> None:
         """One step more of each."""
-        self._counted = [work for work in works if work.t]  # to say again what the host counts is no harm
-        count(works)
-        self._counted = works
+        self._counted = [task for task in tasks if task.t]  # to say again what the host counts is no harm
+        count(tasks)
+        self._counted = tasks
 
-    def stepped(self, works: Sequence[Work]) -> None:
+    def stepped(self, tasks: Sequence[Task]) -> None:
         """They have been written wholly."""
-        self._stepped += works
+        self._stepped += tasks
 
     def take_back(self) -> None:
         """Make it as it was before, but for what has been stepped."""
-        stepped = {work.p for work in self._stepped}
-        take_back_count([work for work in self._counted if work.p not in stepped])
+        stepped = {task.p for task in self._stepped}
+        take_back_count([task for task in self._counted if task.p not in stepped])
         for p, restore in reversed(self._actions):
             if p is None or p not in stepped:
                 restore()

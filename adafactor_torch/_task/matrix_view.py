@@ -18,7 +18,7 @@ ROW = 1024
 
 
 @dataclass(frozen=True)
-class Canonical:
+class MatrixView:
     """The axes of a plan's `matrix_shape` in the order batch, lead, rows, columns, and the four sizes."""
 
     order: Shape
@@ -26,26 +26,26 @@ class Canonical:
 
 
 @functools.cache
-def canonical(plan: Plan) -> Canonical:
+def matrix_view(plan: Plan) -> MatrixView:
     """The canonical form of a plan."""
     shape, batch = plan.matrix_shape, plan.batch
     rest = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *plan.rows, *plan.cols))
     stack = math.prod(shape[axis] for axis in batch)
     if plan.factored:
         groups = (batch, rest, plan.rows, plan.cols)
-        return Canonical((*batch, *rest, *plan.rows, *plan.cols), tuple(_size(shape, axes) for axes in groups))
+        return MatrixView((*batch, *rest, *plan.rows, *plan.cols), tuple(_size(shape, axes) for axes in groups))
     rows, cols = _size(shape, rest[:-1]), _size(shape, rest[-1:])
     if rows == 1 and cols % ROW == 0 and cols:
         rows, cols = cols // ROW, ROW
-    return Canonical((*batch, *rest), (stack, 1, rows, cols))
+    return MatrixView((*batch, *rest), (stack, 1, rows, cols))
 
 
-def view_of(x: Tensor, plan: Plan, reduced: Shape = ()) -> Tensor:
+def as_matrices(x: Tensor, plan: Plan, reduced: Shape = ()) -> Tensor:
     """x as [batch, lead, rows, columns]; with `reduced` axes, which x has at size 1, as that with 1 in their place.
 
     A view of the same memory where its strides allow it, else a copy.
     """
-    form = canonical(plan)
+    form = matrix_view(plan)
     shape = tuple(1 if axis in reduced else size for axis, size in enumerate(plan.matrix_shape))
     sizes = list(form.sizes)
     if reduced:
@@ -53,9 +53,9 @@ def view_of(x: Tensor, plan: Plan, reduced: Shape = ()) -> Tensor:
     return x.reshape(shape).permute(form.order).reshape(sizes)
 
 
-def from_view(view: Tensor, plan: Plan, shape: Shape, reduced: Shape = ()) -> Tensor:
-    """What `view_of` made a view or a copy of, of that shape, again."""
-    order = canonical(plan).order
+def from_matrices(view: Tensor, plan: Plan, shape: Shape, reduced: Shape = ()) -> Tensor:
+    """What `as_matrices` made a view or a copy of, of that shape, again."""
+    order = matrix_view(plan).order
     sizes = tuple(1 if axis in reduced else plan.matrix_shape[axis] for axis in order)
     return view.reshape(sizes).permute([order.index(axis) for axis in range(len(order))]).reshape(shape)
 
@@ -70,7 +70,7 @@ def strides_of(view: Tensor) -> list[int]:
     return [stride if size > 1 else 0 for size, stride in zip(view.shape, view.stride(), strict=True)]
 
 
-def elements_of(plan: Plan, index: Tensor | None = None) -> Tensor:
+def element_indices(plan: Plan, index: Tensor | None = None) -> Tensor:
     """The indices of the elements in C order, modulo 2^32, as [batch, lead, rows, columns].
 
     Without memory, where an element's index is the sum of its places times the strides; else int32.
@@ -82,12 +82,12 @@ def elements_of(plan: Plan, index: Tensor | None = None) -> Tensor:
     """
     indices = torch.empty(plan.shape, dtype=torch.int32, device="meta") if index is None else index
     if not indices.is_meta:
-        return view_of(indices, plan)
-    view = indices.reshape(plan.matrix_shape).permute(canonical(plan).order)
+        return as_matrices(indices, plan)
+    view = indices.reshape(plan.matrix_shape).permute(matrix_view(plan).order)
     try:
-        return view.view(canonical(plan).sizes)
+        return view.view(matrix_view(plan).sizes)
     except RuntimeError:  # the strides do not allow it
-        return view_of(in_memory(indices), plan)
+        return as_matrices(in_memory(indices), plan)
 
 
 def in_memory(index: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -23,7 +23,7 @@ class Piece:
     Args:
         whole: the plan of the whole tensor.
         split: its axes along which processes hold different parts.
-        index: says the elements of the part as indices of the whole, as `elements_of` takes them.
+        index: says the elements of the part as indices of the whole, as `element_indices` takes them.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Piece:
         return not self.split.isdisjoint(axes)
 
 
-Wire = tuple[tuple[int, ...], str]  # the ranks of a group, and the type of the device
+GroupKey = tuple[tuple[int, ...], str]  # the ranks of a group, and the type of the device
 
 
-class Asked(NamedTuple):
+class PartialSum(NamedTuple):
     """What is to be replaced, in place, by its sum over the processes of some groups."""
 
     value: Tensor
-    wires: list[Wire]
-    even: bool = True  # of the same size on all processes of its mesh, not only on those that add it up
+    groups: list[GroupKey]
+    uniform: bool = True  # of the same size on all processes of its mesh, not only on those that add it up

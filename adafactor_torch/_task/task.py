@@ -1,4 +1,4 @@
-"""One parameter in one step: what is decided once (`Setting`), and the step itself (`Work`)."""
+"""One parameter in one step: what is decided once (`ParamConfig`), and the step itself (`Task`)."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class ParamConfig:
     """What is decided once for a parameter: everything that is neither a tensor nor a number of the step.
 
     The recipe is the effective one of what is given: a field that has no effect is at its default, so that no way to
@@ -117,13 +117,13 @@ class Setting:
 
 
 @dataclass(eq=False)
-class Work:
+class Task:
     """One parameter in one step."""
 
     p: Tensor
     grad: Tensor
     state: State
-    setting: Setting
+    config: ParamConfig
     now: Numbers
     key: Any = 0  # of the random bits (`adafactor_spec.rounding_key`), an int or a 0-dimensional int32 tensor
     maximize: bool = False
@@ -143,12 +143,12 @@ class Amp(NamedTuple):
     found_inf: Tensor | None = None  # 1 where a gradient is not finite: then nothing is written
 
 
-def mark_written(works: Sequence[Work]) -> None:
+def mark_written(tasks: Sequence[Task]) -> None:
     """Raise the version counters of parameters, for whoever writes them without torch's operators, which do it.
 
     By it autograd sees that a weight which it has saved for a backward pass is another one by then.
     """
-    torch.autograd.graph.increment_version([work.p for work in works])
+    torch.autograd.graph.increment_version([task.p for task in tasks])
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..._sharding.dtensor import Lay
-from ..._task.task import Amp, Work
+from ..._task.task import Amp, Task
 from . import build as _native
-from .record import TASK, Row
-from .table import Table
+from .record import TASK, TaskRecord
+from .table import TaskTable
 
 
 class TableHolder(Protocol):
-    """Whoever hands out the same works at every step, and keeps the table that was made of them."""
+    """Whoever hands out the same tasks at every step, and keeps the table that was made of them."""
 
     table: Any
 
@@ -31,29 +31,29 @@ class Compiled:
     def __init__(self) -> None:
         self.carries = True  # sums of p^2
         self._has_to_warn = False
-        self.rows: dict[Tensor, Row] = {}
+        self.rows: dict[Tensor, TaskRecord] = {}
 
-    def ready(self, works: list[Work], amp: Amp, steady: TableHolder | None) -> Table | None:
+    def prepare(self, tasks: list[Task], amp: Amp, holder: TableHolder | None) -> TaskTable | None:
         """What a step of these parameters needs; None where there is no compiled library."""
         library = _native.library()
         if library is None:
             return None
         assert library.adafactor_task() == TASK.itemsize
-        table: Table | None = None if steady is None else steady.table
+        table: TaskTable | None = None if holder is None else holder.table
         if table is None:
-            table = Table(works, [self.row(work.p, work) for work in works])
-            if steady is not None and table.lasts:
-                steady.table = table
-        table.begin(library, works, amp, self.carries)
+            table = TaskTable(tasks, [self.row(task.p, task) for task in tasks])
+            if holder is not None and table.lasts:
+                holder.table = table
+        table.begin(library, tasks, amp, self.carries)
         return table
 
-    def step(self, table: Table, works: list[Work]) -> Iterator[list[Work]]:
+    def step(self, table: TaskTable, tasks: list[Task]) -> Iterator[list[Task]]:
         """One step of every parameter, in place. What it yields is stepped."""
         library = _native.library()
         assert library is not None
         table.run(library)
-        self.notice(table.end(works))
-        yield works
+        self.notice(table.end(tasks))
+        yield tasks
 
     def notice(self, surprised: bool) -> None:
         """Carry no sums from now on, where one was another than that of what has been written over."""
@@ -72,9 +72,9 @@ class Compiled:
             stacklevel=2,
         )
 
-    def row(self, p: Tensor, work: Work, lay: Lay | None = None) -> Row:
+    def row(self, p: Tensor, task: Task, lay: Lay | None = None) -> TaskRecord:
         """What the table has to say of a parameter, or of the part of p that this process holds."""
         row = self.rows.get(p)
-        if row is None or not row.fits(work, lay):
-            row = self.rows[p] = Row(work, lay)
+        if row is None or not row.fits(task, lay):
+            row = self.rows[p] = TaskRecord(task, lay)
         return row

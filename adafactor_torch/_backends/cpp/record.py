@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..._sharding.dtensor import Lay
-from ..._task.matrix_view import canonical, elements_of, from_view, reduced_axes, strides_of, view_of
-from ..._task.task import Work
+from ..._task.matrix_view import as_matrices, element_indices, from_matrices, matrix_view, reduced_axes, strides_of
+from ..._task.task import Task
 
 WORD = "i8"
 _ARRAY = np.dtype([("data", WORD), ("dtype", WORD), ("stride", WORD, 4)])
@@ -40,55 +40,55 @@ _MOMENTUM = (None, "grad", "update", "step")
 _MOMENTUM_ROUNDING = ("store", "use", "decay")
 
 
-class Row:
+class TaskRecord:
     """What is written into a table for one parameter, for as long as its tensors stay where they are.
 
     Args:
-        work: the parameter, or the part of one that this process holds.
+        task: the parameter, or the part of one that this process holds.
         lay: of a part, how it lies in the whole.
     """
 
-    def __init__(self, work: Work, lay: Lay | None = None) -> None:
-        self._setting, self._lay = work.setting, lay
-        self._plan = plan = work.setting.plan if lay is None else lay.plan
-        self._scales = bool(work.setting.recipe.multiply_by_parameter_scale)
-        self._where = _where(work)
+    def __init__(self, task: Task, lay: Lay | None = None) -> None:
+        self._config, self._lay = task.config, lay
+        self._plan = plan = task.config.plan if lay is None else lay.plan
+        self._scales = bool(task.config.recipe.multiply_by_parameter_scale)
+        self._where = _where(task)
         self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
         self._gradient: Tensor | None = None
-        self.squares = torch.zeros(canonical(plan).sizes[0], dtype=torch.float64, device="cpu")
+        self.squares = torch.zeros(matrix_view(plan).sizes[0], dtype=torch.float64, device="cpu")
         self.version = -1  # of the parameter after the step in which `squares` were summed
         record = self.record = np.zeros((), TASK)
-        record["size"], record["squares"] = canonical(plan).sizes, self.squares.data_ptr()
+        record["size"], record["squares"] = matrix_view(plan).sizes, self.squares.data_ptr()
         self._sum_order = np.zeros((), WORD)  # of `squares`, written and read by the C++
         record["sum_order"] = self._sum_order.ctypes.data
-        for name, x in {"p": work.p.detach(), **work.state}.items():
+        for name, x in {"p": task.p.detach(), **task.state}.items():
             if name != "step":
                 reduced = reduced_axes(name, plan)
-                view = view_of(x, plan, reduced)
+                view = as_matrices(x, plan, reduced)
                 record[name] = _described(view)
                 if view.data_ptr() != x.data_ptr():
                     self._copies.append((x, view, reduced))
         self.copied = bool(self._copies)
-        self._strides = work.grad.stride()
-        gradient = view_of(work.grad.detach(), plan)
+        self._strides = task.grad.stride()
+        gradient = as_matrices(task.grad.detach(), plan)
         record["g"] = _described(gradient)
-        self._copies_gradient = gradient.data_ptr() != work.grad.data_ptr()
-        if self._setting.stochastic:
-            self._elements = elements_of(plan, None if lay is None else lay.piece.index())
+        self._copies_gradient = gradient.data_ptr() != task.grad.data_ptr()
+        if self._config.stochastic:
+            self._elements = element_indices(plan, None if lay is None else lay.piece.index())
             record["element"] = _described(self._elements)
             record["first"] = self._elements.storage_offset() if self._elements.is_meta else 0
-        _write_flags(record, work)
+        _write_flags(record, task)
 
-    def fits(self, work: Work, lay: Lay | None = None) -> bool:
+    def fits(self, task: Task, lay: Lay | None = None) -> bool:
         """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
-        same = self._setting is work.setting and self._lay is lay and self._where == _where(work)
-        return same and not self.copied and self._strides == work.grad.stride()
+        same = self._config is task.config and self._lay is lay and self._where == _where(task)
+        return same and not self.copied and self._strides == task.grad.stride()
 
-    def gradient(self, work: Work) -> int:
+    def gradient(self, task: Task) -> int:
         """Where the gradient is, or a copy of it that is kept for this step."""
         if not self._copies_gradient:
-            return work.grad.data_ptr()
-        self._gradient = view_of(work.grad.detach(), self._plan)
+            return task.grad.data_ptr()
+        self._gradient = as_matrices(task.grad.detach(), self._plan)
         return self._gradient.data_ptr()
 
     def known(self, version: int) -> bool:
@@ -103,30 +103,30 @@ class Row:
     def copy_back(self) -> None:
         """Write what was computed in copies to where it belongs."""
         for x, view, reduced in self._copies:
-            x.copy_(from_view(view, self._plan, tuple(x.shape), reduced))
+            x.copy_(from_matrices(view, self._plan, tuple(x.shape), reduced))
         self._copies, self._gradient = [], None
 
 
-def _where(work: Work) -> tuple[Any, ...]:
+def _where(task: Task) -> tuple[Any, ...]:
     # Addresses and not objects: `tensor.data = ...` moves one.
-    return (work.maximize, work.grad.dtype, work.p.data_ptr(), work.p.stride(), *map(_ADDRESS, work.state.values()))
+    return (task.maximize, task.grad.dtype, task.p.data_ptr(), task.p.stride(), *map(_ADDRESS, task.state.values()))
 
 
 def _described(view: Tensor) -> tuple[int, int, list[int]]:
     return (0, 0, strides_of(view)) if view.is_meta else (view.data_ptr(), _CODES[view.dtype], strides_of(view))
 
 
-def _write_flags(record: Any, work: Work) -> None:
-    setting, recipe = work.setting, work.setting.recipe
-    record["factored"], record["floors"] = setting.plan.factored, setting.floor is not None
-    record["amsgrad"], record["clips"] = recipe.amsgrad, setting.clips
-    record["momentum"] = _MOMENTUM.index(setting.averages)
+def _write_flags(record: Any, task: Task) -> None:
+    config, recipe = task.config, task.config.recipe
+    record["factored"], record["floors"] = config.plan.factored, config.floor is not None
+    record["amsgrad"], record["clips"] = recipe.amsgrad, config.clips
+    record["momentum"] = _MOMENTUM.index(config.averages)
     record["debias"] = recipe.debias
     record["momentum_rounding"] = _MOMENTUM_ROUNDING.index(recipe.momentum_rounding)
     record["scales"], record["decay_first"] = recipe.multiply_by_parameter_scale, recipe.decay_before_scale
-    record["decay"] = 1 if setting.l2 else 0 if not setting.decoupled else 2 if recipe.weight_decay_by == "step" else 3
-    record["rounding"] = 1 if setting.stochastic else 2 if setting.compensated else 0
-    record["maximize"] = work.maximize
-    record["eps1"], record["eps2"] = setting.eps1, recipe.eps2
+    record["decay"] = 1 if config.l2 else 0 if not config.decoupled else 2 if recipe.weight_decay_by == "step" else 3
+    record["rounding"] = 1 if config.stochastic else 2 if config.compensated else 0
+    record["maximize"] = task.maximize
+    record["eps1"], record["eps2"] = config.eps1, recipe.eps2
     record["largest"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
-    record["threshold"] = recipe.clipping_threshold if setting.clips else 1.0
+    record["threshold"] = recipe.clipping_threshold if config.clips else 1.0

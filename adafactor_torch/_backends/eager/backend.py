@@ -11,11 +11,11 @@ import torch
 
 from adafactor_spec.factoring import Plan
 
-from ..._task.matrix_view import canonical
-from ..._task.task import Amp, Work
+from ..._task.matrix_view import matrix_view
+from ..._task.task import Amp, Task
 from ..reference import fine, take_back
-from .blocks import Part
-from .phases import advance, advance_plain, is_plain
+from .blocks import BlockedTask
+from .phases import advance, advance_plain, is_dense_matrix
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
 SMALL = 1 << 15
@@ -23,15 +23,15 @@ SMALL = 1 << 15
 BLOCK = 1 << 18
 
 
-def step(works: list[Work], amp: Amp) -> Iterator[list[Work]]:
+def step(tasks: list[Task], amp: Amp) -> Iterator[list[Task]]:
     """One step of every parameter, in place. What it yields is stepped."""
-    kinds: dict[tuple[Any, ...], list[Work]] = {}
-    for work in works:
-        if work.p.numel() < SMALL:
-            kinds.setdefault(_kind(work), []).append(work)
+    kinds: dict[tuple[Any, ...], list[Task]] = {}
+    for task in tasks:
+        if task.p.numel() < SMALL:
+            kinds.setdefault(_kind(task), []).append(task)
         else:
-            _advance(Part(work, work.setting.plan, amp, BLOCK), [work])
-            yield [work]
+            _advance(BlockedTask(task, task.config.plan, amp, BLOCK), [task])
+            yield [task]
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
@@ -39,58 +39,58 @@ def step(works: list[Work], amp: Amp) -> Iterator[list[Work]]:
             yield alike[first : first + at_once]
 
 
-def _advance(part: Part, works: list[Work]) -> None:
-    good = fine(works, part.amp)
+def _advance(part: BlockedTask, tasks: list[Task]) -> None:
+    good = fine(tasks, part.amp)
     if good is not None:
         part.leave_out(good)
-    if good is None and is_plain(part):
+    if good is None and is_dense_matrix(part):
         advance_plain(part)
     else:
         advance(part)
     if good is not None:
-        take_back(works, good)
+        take_back(tasks, good)
 
 
-def _kind(work: Work) -> tuple[Any, ...]:
+def _kind(task: Task) -> tuple[Any, ...]:
     """What parameters of one stack have in common."""
-    asked = work.maximize, work.telemetry is None, work.skipped is None
-    return (work.setting, id(work.now), *asked, work.grad.dtype, work.p.device)
+    asked = task.maximize, task.telemetry is None, task.skipped is None
+    return (task.config, id(task.now), *asked, task.grad.dtype, task.p.device)
 
 
-def _step_stack(works: list[Work], amp: Amp) -> None:
-    of_one = works[0].setting.plan
-    stack, plan = stacked(works, of_one)
-    size = max(stack.p.numel(), canonical(plan).sizes[0])  # one block, also of tensors without elements
-    _advance(Part(stack, plan, amp, size, of_one=of_one), works)
-    unstack(stack, works)
+def _step_stack(tasks: list[Task], amp: Amp) -> None:
+    of_one = tasks[0].config.plan
+    stack, plan = stacked(tasks, of_one)
+    size = max(stack.p.numel(), matrix_view(plan).sizes[0])  # one block, also of tensors without elements
+    _advance(BlockedTask(stack, plan, amp, size, of_one=of_one), tasks)
+    unstack(stack, tasks)
 
 
-def stacked(works: list[Work], of_one: Plan) -> tuple[Work, Plan]:
+def stacked(tasks: list[Task], of_one: Plan) -> tuple[Task, Plan]:
     """Works of one kind as one, behind each other along a batch axis in front, and its plan.
 
     `of_one` is the plan of one of them.
     """
-    first, setting = works[0], works[0].setting
+    first, config = tasks[0], tasks[0].config
     names = [name for name in first.state if name != "step"]
-    state = {name: torch.stack([work.state[name] for work in works]) for name in names}
-    p, grad = torch.stack([work.p for work in works]), torch.stack([work.grad for work in works])
-    told = [work.telemetry for work in works if work.telemetry is not None]
-    stack = Work(p, grad, state, setting, first.now, maximize=first.maximize)
+    state = {name: torch.stack([task.state[name] for task in tasks]) for name in names}
+    p, grad = torch.stack([task.p for task in tasks]), torch.stack([task.grad for task in tasks])
+    told = [task.telemetry for task in tasks if task.telemetry is not None]
+    stack = Task(p, grad, state, config, first.now, maximize=first.maximize)
     stack.telemetry = torch.cat(told) if told else None
-    if setting.stochastic:
-        keys = torch.tensor([work.key for work in works], dtype=torch.int64, device=p.device).to(torch.int32)
-        stack.key = keys.repeat_interleave(canonical(of_one).sizes[0]).view(-1, 1, 1, 1)
-    return stack, _stacked(of_one, len(works))
+    if config.stochastic:
+        keys = torch.tensor([task.key for task in tasks], dtype=torch.int64, device=p.device).to(torch.int32)
+        stack.key = keys.repeat_interleave(matrix_view(of_one).sizes[0]).view(-1, 1, 1, 1)
+    return stack, _stacked(of_one, len(tasks))
 
 
-def unstack(stack: Work, works: list[Work]) -> None:
-    """Give every work what has been computed for the stack."""
-    torch._foreach_copy_([work.p for work in works], stack.p.unbind())
+def unstack(stack: Task, tasks: list[Task]) -> None:
+    """Give every task what has been computed for the stack."""
+    torch._foreach_copy_([task.p for task in tasks], stack.p.unbind())
     for name, x in stack.state.items():
-        torch._foreach_copy_([work.state[name] for work in works], x.unbind())
+        torch._foreach_copy_([task.state[name] for task in tasks], x.unbind())
     if stack.telemetry is not None:
-        told = [work.telemetry for work in works if work.telemetry is not None]
-        torch._foreach_copy_(told, stack.telemetry.chunk(len(works)))
+        told = [task.telemetry for task in tasks if task.telemetry is not None]
+        torch._foreach_copy_(told, stack.telemetry.chunk(len(tasks)))
 
 
 def _stacked(plan: Plan, count: int) -> Plan:

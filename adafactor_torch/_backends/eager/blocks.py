@@ -1,7 +1,7 @@
 """The three phases of one parameter, or of a stack of them, in row blocks of its canonical view.
 
 What is stepped may be the part of a tensor that this process holds. Then what has been added up over that part has to
-be added up over the parts of all processes between two phases (`stepped`).
+be added up over the parts of all processes between two phases (`step_blocks`).
 """
 
 import math
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adafactor_spec.factoring import Plan
 
-from ..._task.matrix_view import canonical, elements_of, from_view, in_memory, reduced_axes, view_of
+from ..._task.matrix_view import as_matrices, element_indices, from_matrices, in_memory, matrix_view, reduced_axes
 from ..._task.shard import Piece
-from ..._task.task import Amp, Setting, Work
+from ..._task.task import Amp, ParamConfig, Task
 from .. import reference as phases
 
 OWN = (1, 2, 3)  # the axes of one batch index
@@ -23,14 +23,14 @@ SMALL_MATRIX, MANY = 64, 16
 _ACROSS = (0, 2, 3, 1)
 
 
-class Part:
+class BlockedTask:
     """A parameter or a stack, its gradient and its state seen as [batch, lead, rows, columns], and their blocks.
 
     Many small matrices, as of a convolution's kernels, are seen as [batch, rows, columns, lead] (`across`), and a block
     of theirs is copied to that order in memory before it is computed with.
 
     Args:
-        work: the parameter or the stack.
+        task: the parameter or the stack.
         plan: of it.
         amp: what a GradScaler says.
         size: elements of a block, about.
@@ -39,24 +39,24 @@ class Part:
     """
 
     def __init__(
-        self, work: Work, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None, piece: Piece | None = None
+        self, task: Task, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None, piece: Piece | None = None
     ) -> None:
-        self.work, self.plan, self.amp, self.now = work, plan, amp, work.now
+        self.task, self.plan, self.amp, self.now = task, plan, amp, task.now
         self.one = of_one or plan
         self.good: Tensor | None = None
         self.piece = piece or Piece(self.one)
-        sizes = canonical(plan).sizes
+        sizes = matrix_view(plan).sizes
         self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
         self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
-        self.cut = Cut(self.sizes, size, plan.factored, self.across)
-        self._views = {"p": view_of(work.p, plan)} | {
-            name: view_of(x, plan, reduced_axes(name, plan)) for name, x in work.state.items() if name != "step"
+        self.cut = BlockSplit(self.sizes, size, plan.factored, self.across)
+        self._views = {"p": as_matrices(task.p, plan)} | {
+            name: as_matrices(x, plan, reduced_axes(name, plan)) for name, x in task.state.items() if name != "step"
         }
         seen = {name: self._seen(view) for name, view in self._views.items()}
-        self.p, self.g, self.state = seen.pop("p"), self._seen(view_of(work.grad, plan)), seen
+        self.p, self.g, self.state = seen.pop("p"), self._seen(as_matrices(task.grad, plan)), seen
         rows, cols = (((1,), (2,)) if self.across else ((2,), (3,))) if plan.factored else ((), ())
-        setting = work.setting
-        self.setting = Setting(setting.recipe, Plan(self.sizes, rows, cols, (0,)), setting.dtype, setting.rounding)
+        config = task.config
+        self.config = ParamConfig(config.recipe, Plan(self.sizes, rows, cols, (0,)), config.dtype, config.rounding)
 
     def _seen(self, view: Tensor) -> Tensor:
         return view.permute(_ACROSS) if self.across else view
@@ -66,11 +66,11 @@ class Part:
         return block.contiguous() if self.across else block
 
     def write_copies(self) -> None:
-        """Write back what `view_of` had to copy."""
+        """Write back what `as_matrices` had to copy."""
         for name, view in self._views.items():
-            x = self.work.p if name == "p" else self.work.state[name]
+            x = self.task.p if name == "p" else self.task.state[name]
             if view.data_ptr() != x.data_ptr():
-                x.copy_(from_view(view, self.plan, tuple(x.shape), reduced_axes(name, self.plan)))
+                x.copy_(from_matrices(view, self.plan, tuple(x.shape), reduced_axes(name, self.plan)))
 
     def states(self) -> list[dict[str, Tensor]]:
         """The state of each block; R and C, which blocks share, are not in it."""
@@ -83,16 +83,16 @@ class Part:
 
     def gradient(self, p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
         """The gradient of a block as the step takes it."""
-        g = self.read(g).to(self.setting.compute)
+        g = self.read(g).to(self.config.compute)
         if self.amp.grad_scale is not None:
             g = g / self.amp.grad_scale.to(g)
-        if self.work.maximize:
+        if self.task.maximize:
             g = -g
-        return g + self.now.weight_decay * self.weight(p, state) if self.setting.l2 else g
+        return g + self.now.weight_decay * self.weight(p, state) if self.config.l2 else g
 
     def weight(self, p: Tensor, state: dict[str, Tensor]) -> Tensor:
         """The weights of a block as the step takes them."""
-        return phases.weight(self.read(p), state, self.setting)
+        return phases.weight(self.read(p), state, self.config)
 
     def goods(self) -> list[Tensor | None]:
         """For each block, where it is to be written; None for everywhere."""
@@ -100,14 +100,14 @@ class Part:
 
     def leave_out(self, good: Tensor) -> None:
         """Only the parameters of the stack for which `good` says so are to be written."""
-        self.good = good.repeat_interleave(canonical(self.one).sizes[0]).view(-1, 1, 1, 1)
+        self.good = good.repeat_interleave(matrix_view(self.one).sizes[0]).view(-1, 1, 1, 1)
 
     def elements(self) -> Iterator[Tensor | None]:
         """For stochastic rounding, the indices of each block's elements in C order, int32; made one after the other."""
-        if not self.setting.stochastic:
+        if not self.config.stochastic:
             yield from [None] * len(self.cut(self.p))
             return
-        index = self._seen(elements_of(self.one, self.piece.index()))
+        index = self._seen(element_indices(self.one, self.piece.index()))
         if len(index) != self.sizes[0]:  # a stack, which is one block
             yield _indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)
             return
@@ -116,11 +116,11 @@ class Part:
 
 
 def _indices(index: Tensor, device: torch.device) -> Tensor:
-    """`elements_of` or a part of it, as int32."""
+    """`element_indices` or a part of it, as int32."""
     return in_memory(index, device) if index.is_meta else index.to(device)
 
 
-class Cut:
+class BlockSplit:
     """How an array of canonical sizes is cut into blocks of about `size` elements.
 
     By batch indices, or matrices of one, or rows of one; a V that is kept whole also by elements of a row, which of a

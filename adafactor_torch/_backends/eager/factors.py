@@ -6,10 +6,10 @@ from torch import Tensor
 from adafactor_spec.factoring import Plan
 
 from ... import _kernels as kernels
-from ..._task.reductions import mean_of_rows
+from ..._task.reductions import row_mean_source
 from ..._task.shard import Sum
-from ..._task.task import Setting
-from .blocks import Part
+from ..._task.task import ParamConfig
+from .blocks import BlockedTask
 
 
 class Factors:
@@ -21,11 +21,11 @@ class Factors:
         cols: this process's shares of the means over all rows, like C.
     """
 
-    def __init__(self, part: Part, rows: Tensor, cols: Tensor) -> None:
+    def __init__(self, part: BlockedTask, rows: Tensor, cols: Tensor) -> None:
         self._part, one, piece = part, part.one, part.piece
         self.rows, self.cols = rows, cols
         self._kept = part.state["v_row"], part.state["v_col"]
-        (of_cols,) = part.setting.plan.cols
+        (of_cols,) = part.config.plan.cols
         self.sums: list[Sum] = []
         self._norm: Tensor | None = None
         if piece.is_split(one.cols):
@@ -33,7 +33,7 @@ class Factors:
             self.sums.append(Sum(self.rows, one.cols))
         self.sums.append(Sum(self.cols, one.rows))
         self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
-        self._mean, row = mean_of_rows(part.work.setting, piece), self._kept[0]
+        self._mean, row = row_mean_source(part.task.config, piece), self._kept[0]
         if self._mean == "new":
             self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
             self.sums.append(Sum(self._norm, one.rows, one.cols))
@@ -55,9 +55,9 @@ class Factors:
 
     def roots(self) -> tuple[Tensor, ...]:
         """The roots of both factors."""
-        part, setting = self._part, self._part.setting
-        v_row, v_col = (part.read(moment).to(setting.compute) for moment in self._kept)
-        return kernels.root_factors((v_row, v_col), setting.floor, setting.plan, self._norm)
+        part, config = self._part, self._part.config
+        v_row, v_col = (part.read(moment).to(config.compute) for moment in self._kept)
+        return kernels.root_factors((v_row, v_col), config.floor, config.plan, self._norm)
 
     def _updated(self, which: int) -> Tensor:
         now, mean = self._part.now, (self.rows, self.cols)[which]
@@ -66,15 +66,15 @@ class Factors:
     def _mean_of_rows(self, x: Tensor) -> Tensor:
         """This process's share of a mean over the rows."""
         part = self._part
-        (of_rows,) = part.setting.plan.rows
+        (of_rows,) = part.config.plan.rows
         share = part.sizes[of_rows] / part.piece.count(part.one.rows)
-        return kernels.mean(x.to(part.setting.compute), part.setting.plan.rows) * share
+        return kernels.mean(x.to(part.config.compute), part.config.plan.rows) * share
 
 
-def no_means(part: Part) -> tuple[Tensor, Tensor]:
+def no_means(part: BlockedTask) -> tuple[Tensor, Tensor]:
     """Zeros like R and C, in the computing dtype."""
     v_row, v_col = part.state["v_row"], part.state["v_col"]
-    rows, cols = (torch.zeros(x.shape, dtype=part.setting.compute, device=x.device) for x in (v_row, v_col))
+    rows, cols = (torch.zeros(x.shape, dtype=part.config.compute, device=x.device) for x in (v_row, v_col))
     return rows, cols
 
 
@@ -83,6 +83,6 @@ def write(into: Tensor, value: Tensor, good: Tensor | None) -> None:
     into.copy_(value if good is None else torch.where(good, value, into.to(value.dtype)))
 
 
-def plan_of(x: Tensor, setting: Setting) -> Plan:
+def plan_of(x: Tensor, config: ParamConfig) -> Plan:
     """The plan of a block."""
-    return Plan(tuple(x.shape), setting.plan.rows, setting.plan.cols, setting.plan.batch)
+    return Plan(tuple(x.shape), config.plan.rows, config.plan.cols, config.plan.batch)

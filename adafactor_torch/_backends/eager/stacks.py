@@ -4,25 +4,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._sharding.held import Held
-from ..._sharding.process_groups import Wires
-from ..._sharding.step_mask import Flags
-from ..._task.matrix_view import canonical
-from ..._task.reductions import PAUSES
-from ..._task.shard import Asked, Sum
+from ..._sharding.process_groups import ProcessGroups
+from ..._sharding.step_mask import StepMask
+from ..._task.matrix_view import matrix_view
+from ..._task.reductions import PHASES
+from ..._task.shard import PartialSum, Sum
 from ..._task.task import Amp
 from . import backend as eager
-from .blocks import Part
-from .phases import is_plain, stepped, stepped_plain
+from .blocks import BlockedTask
+from .phases import is_dense_matrix, step_blocks, step_dense_matrix
 
 
-def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+def steps(held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp: Amp) -> Iterator[list[PartialSum]]:
     """One step, in place; see `sharded.py` for where it pauses."""
     stacks = [_Stack(own, amp) for own in _alike(held)]
     running = [(stack, stack.phases(flags)) for stack in stacks]
-    for phase in range(PAUSES):
+    for phase in range(PHASES):
         sums = [(stack.lay, asked) for stack, phases in running for asked in next(phases)]
         yield [
-            Asked(value, wires.of(lay.mesh, lay.dims_of(over)), lay.is_even((*over, *gone)))
+            PartialSum(value, process_groups.of(lay.mesh, lay.dims_of(over)), lay.is_even((*over, *gone)))
             for lay, (value, over, gone) in sums
         ]
         for stack in stacks if phase == 0 else ():
@@ -37,20 +37,20 @@ class _Stack:
 
     def __init__(self, held: list[Held], amp: Amp) -> None:
         self._places, self.lay = [one.place for one in held], held[0].lay
-        self._works = [one.work for one in held]
-        stack, plan, size = self._works[0], self.lay.plan, eager.BLOCK
+        self._tasks = [one.task for one in held]
+        stack, plan, size = self._tasks[0], self.lay.plan, eager.BLOCK
         if len(held) > 1:
-            stack, plan = eager.stacked(self._works, self.lay.plan)
-            size = max(stack.p.numel(), canonical(plan).sizes[0])  # one block, also where no element is held here
+            stack, plan = eager.stacked(self._tasks, self.lay.plan)
+            size = max(stack.p.numel(), matrix_view(plan).sizes[0])  # one block, also where no element is held here
         self._stack = stack
-        self.part = Part(stack, plan, amp, size, of_one=self.lay.plan, piece=self.lay.piece)
+        self.part = BlockedTask(stack, plan, amp, size, of_one=self.lay.plan, piece=self.lay.piece)
 
-    def phases(self, flags: Flags) -> Iterator[list[Sum]]:
+    def phases(self, flags: StepMask) -> Iterator[list[Sum]]:
         """The way to step it, which need not be that of other processes: all ask for the same sums."""
-        plain = is_plain(self.part) and not flags.doubts(self._places)
-        return stepped_plain(self.part) if plain else stepped(self.part)
+        plain = is_dense_matrix(self.part) and not flags.doubts(self._places)
+        return step_dense_matrix(self.part) if plain else step_blocks(self.part)
 
-    def decide(self, flags: Flags) -> None:
+    def decide(self, flags: StepMask) -> None:
         """From the flags of all processes, which parameters take the step."""
         good = flags.good(self._places)
         if good is not None:
@@ -58,17 +58,17 @@ class _Stack:
 
     def finish(self) -> None:
         """Give every parameter what has been computed for the stack."""
-        if len(self._works) > 1:
-            eager.unstack(self._stack, self._works)
+        if len(self._tasks) > 1:
+            eager.unstack(self._stack, self._tasks)
 
 
 def _alike(held: list[Held]) -> list[list[Held]]:
-    """Which works make a stack, the same ones on every process: nothing counts that is another thing on another."""
+    """Which tasks make a stack, the same ones on every process: nothing counts that is another thing on another."""
     kinds: dict[tuple[Any, ...], list[Held]] = {}
     for one in held:
-        work, lay = one.work, one.lay
-        now = work.now if work.t else id(work.now)
-        kind = (work.setting, lay, now, work.maximize, work.telemetry is None, work.p.device)
+        task, lay = one.task, one.lay
+        now = task.now if task.t else id(task.now)
+        kind = (task.config, lay, now, task.maximize, task.telemetry is None, task.p.device)
         kinds.setdefault(kind if lay.most < eager.SMALL else (*kind, one.place), []).append(one)
     chunks = []
     for own in kinds.values():

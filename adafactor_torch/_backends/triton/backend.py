@@ -13,45 +13,47 @@ from torch import Tensor
 
 from ..._sharding.dtensor import Lay
 from ..._sharding.held import Held
-from ..._sharding.process_groups import Wires
-from ..._sharding.step_mask import Flags
-from ..._task.reductions import PAUSES, Share, shares_of
-from ..._task.shard import Asked
+from ..._sharding.process_groups import ProcessGroups
+from ..._sharding.step_mask import StepMask
+from ..._task.reductions import PHASES, Reduction, reductions_of
+from ..._task.shard import PartialSum
 from ..._task.task import Amp, mark_written
 from . import tiles
-from .launch_group import Group, Room, alike, is_captured, signature_of, wide_of
-from .table_cache import remembered
-from .tables import Entry, Part, entry
+from .launch_group import LaunchGroup, SharedWorkspace, alike, is_captured, signature_of, wide_of
+from .table_cache import cached_tables
+from .tables import Part, TaskRow, entry
 
 # A mesh, the dimensions of it along which there is something to add up, and whether that is even.
 Dims = tuple[Any, tuple[int, ...], bool]
 
 
-def steps(held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+def steps(held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp: Amp) -> Iterator[list[PartialSum]]:
     """One step, in place; see `sharded.py` for where it pauses."""
-    works, amp = [one.work for one in held], amp._replace(found_inf=None)  # that is one of the flags
-    capturing = is_captured(works)
+    tasks, amp = [one.task for one in held], amp._replace(found_inf=None)  # that is one of the flags
+    capturing = is_captured(tasks)
     checks = [flags.checks(one.place) for one in held]
-    signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.work)) for one in held)
-    known: _Known = remembered(held[0].of, works, signature, capturing, lambda: _made(held, checks, amp))
+    signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.task)) for one in held)
+    known: _Known = cached_tables(held[0].of, tasks, signature, capturing, lambda: _made(held, checks, amp))
     for group in known.groups:
-        group.ready(works, amp, capturing)
-    running = [group.step(works, amp) for group in known.groups]
-    for pause in range(PAUSES):
+        group.prepare(tasks, amp, capturing)
+    running = [group.step(tasks, amp) for group in known.groups]
+    for pause in range(PHASES):
         for phases in running:
             next(phases)
         for group in known.groups if pause == 0 else ():
             if group.options.skips:
-                flags.tell([held[i].place for i in group.members], group.flags != 0)
-        yield [Asked(value, wires.of(mesh, dims), even) for value, (mesh, dims, even) in known.sums[pause]]
+                flags.report([held[i].place for i in group.members], group.flags != 0)
+        yield [
+            PartialSum(value, process_groups.of(mesh, dims), even) for value, (mesh, dims, even) in known.sums[pause]
+        ]
         for group in known.groups if pause == 0 else ():
             _leave_out(group, flags.good([held[i].place for i in group.members]))
     for phases in running:
         next(phases, None)
-    mark_written(works)
+    mark_written(tasks)
 
 
-def _leave_out(group: Group, good: Tensor | None) -> None:
+def _leave_out(group: LaunchGroup, good: Tensor | None) -> None:
     """Have the kernels write only the parameters that are good."""
     if good is None:
         group.flags.zero_()
@@ -62,7 +64,7 @@ def _leave_out(group: Group, good: Tensor | None) -> None:
 class _Known(NamedTuple):
     """What is remembered of a set of parameters."""
 
-    groups: list[Group]
+    groups: list[LaunchGroup]
     sums: list[list[tuple[Tensor, Dims]]]  # at each pause
     lays: list[Lay]  # alive, for they are known by identity
 
@@ -79,11 +81,11 @@ _COLUMNS = {
 
 def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
     parts = [Part(one.lay.plan, one.lay.piece, checked) for one, checked in zip(held, checks, strict=True)]
-    entries = [entry(one.work, amp, part) for one, part in zip(held, parts, strict=True)]
-    known = _Known([], [[] for _ in range(PAUSES)], [one.lay for one in held])
+    entries = [entry(one.task, amp, part) for one, part in zip(held, parts, strict=True)]
+    known = _Known([], [[] for _ in range(PHASES)], [one.lay for one in held])
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, (one, told) in enumerate(zip(held, entries, strict=True)):
-        kinds.setdefault((one.work.p.device, wide_of(told.options)), []).append(i)
+        kinds.setdefault((one.task.p.device, wide_of(told.options)), []).append(i)
     for (device, wide), members in kinds.items():
         chosen = [entries[i] for i in members]
         places, regions = _places([held[i] for i in members])
@@ -94,23 +96,23 @@ def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
             if dims[1]:
                 known.sums[pause].append((memory[start : start + count], dims))
             start += count
-        for _, options, own in alike([held[i].work for i in members], chosen):
-            room = Room(memory, start, [places[i] for i in own])
-            known.groups.append(Group(options, device, [members[i] for i in own], [chosen[i] for i in own], room))
+        for _, options, own in alike([held[i].task for i in members], chosen):
+            room = SharedWorkspace(memory, start, [places[i] for i in own])
+            known.groups.append(LaunchGroup(options, device, [members[i] for i in own], [chosen[i] for i in own], room))
             start += sum(_size(chosen[i]) for i in own)
     return known
 
 
-def _size(one: Entry) -> int:
+def _size(one: TaskRow) -> int:
     return sum(one.workspace)
 
 
 def _places(held: Sequence[Held]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
     """Where each parameter has its shares; the regions of what is added up alike: pause, dimensions, elements."""
-    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, Share]]] = {}
+    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, Reduction]]] = {}
     for i, one in enumerate(held):
         lay = one.lay
-        for share in shares_of(one.work.setting, lay.plan, lay.piece, one.work.telemetry is not None):
+        for share in reductions_of(one.task.config, lay.plan, lay.piece, one.task.telemetry is not None):
             kind = share.pause, lay.mesh, lay.dims_of(share.over), lay.is_even((*share.over, *share.gone))
             regions.setdefault(kind, []).append((i, share))
     places: list[dict[int, int]] = [{} for _ in held]

@@ -28,7 +28,7 @@ def _live(which, flags, found, b, o: tl.constexpr):
 
 
 @triton.jit
-def statistics_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def statistics_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Sums over a unit: of s = g^2 + eps1 over its columns and over its rows, of p^2; whether g is finite."""
     which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
@@ -60,27 +60,27 @@ def statistics_kernel(programs, ints, moving, floats, numbers, work, flags, scal
             col_sum += tl.sum(s * over_rows, axis=1)
             matrix, line = b * leads + lead, tl.sum(s * over_cols, axis=2)[:, :, None]
             at = tl.load(row + tiles.ROW_PARTS) + (matrix * col_units + col_unit) * rows + r
-            tl.store(work + at, line, mask=(lead < leads) & (r < rows))
+            tl.store(workspace + at, line, mask=(lead < leads) & (r < rows))
     if o.factored:
         lead, r, c = tiles.axes(lead_unit, start, col_unit, o)
         at = tl.load(row + tiles.COL_PARTS) + ((b * leads + lead) * row_units + row_unit) * cols + c
-        tl.store(work + at, col_sum[:, None, :], mask=(lead < leads) & (c < cols))
+        tl.store(workspace + at, col_sum[:, None, :], mask=(lead < leads) & (c < cols))
     if o.weighs:
-        tl.store(work + tl.load(row + tiles.TILE_P) + tile, tl.sum(p_sum))
+        tl.store(workspace + tl.load(row + tiles.TILE_P) + tile, tl.sum(p_sum))
     if o.skips:  # whoever finds one writes the same
         tl.store(flags + which, 1, mask=tl.sum(bad) > 0)
 
 
 @triton.jit
-def moments_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def moments_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """New R and C: beta2 * old + (1 - beta2) * mean, rounded as they are stored; first R's programs, then C's."""
     _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
     is_row, inner, i, real = means(row, block, o)
     if o.shares != "":
         at = tl.load(row + tl.where(is_row, tiles.ROW_MEANS, tiles.COL_MEANS)) + i
-        mean = tl.load(work + at, mask=real, other=0.0)
+        mean = tl.load(workspace + at, mask=real, other=0.0)
     else:
-        mean = mean_of_parts(row, fixed, work, is_row, inner, i, real, o)
+        mean = mean_of_parts(row, fixed, workspace, is_row, inner, i, real, o)
     leads = tl.load(row + tiles.LEAD)
     target = tl.load(row + tl.where(is_row, tiles.NEW_ROW, tiles.NEW_COL))
     tensor = row + tl.where(is_row, tiles.V_ROW, tiles.V_COL)
@@ -89,11 +89,11 @@ def moments_kernel(programs, ints, moving, floats, numbers, work, flags, scale, 
     at = matrix // leads * tl.load(tensor + 1) + matrix % leads * tl.load(tensor + 2) + e * stride
     old = load(pointer(tensor, o.v, False) + at, real, o.v, o)
     new = round_to(tl.load(now + tiles.BETA2) * old + tl.load(now + tiles.COMPLEMENT2) * mean, o.v, o)
-    tl.store(work + target + i, new, mask=real)
+    tl.store(workspace + target + i, new, mask=real)
 
 
 @triton.jit
-def row_mean_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def row_mean_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """sqrt(mean(R)) of some matrices, the mean at least eps1 where that is a floor."""
     _, block, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     rows, matrices = tl.load(row + tiles.ROWS), tl.load(row + tiles.BATCH) * tl.load(row + tiles.LEAD)
@@ -102,16 +102,18 @@ def row_mean_kernel(programs, ints, moving, floats, numbers, work, flags, scale,
     for first in range(0, rows.to(tl.int32), o.mean_rows):
         r = first + tl.arange(0, o.mean_rows)[None, :]
         at = tl.load(row + tiles.NEW_ROW) + matrix * rows + r
-        sums += tl.load(work + at, mask=(matrix < matrices) & (r < rows), other=0.0) * tl.load(fixed + tiles.OVER_ROWS)
+        sums += tl.load(workspace + at, mask=(matrix < matrices) & (r < rows), other=0.0) * tl.load(
+            fixed + tiles.OVER_ROWS
+        )
     norm = tl.sum(sums, axis=1)[:, None] * tl.load(fixed + tiles.OVER_ROWS + 1)
     if o.floors:
         eps1 = tl.load(fixed + tiles.EPS1)
         norm = tl.where(norm < eps1, eps1, norm)
-    tl.store(work + tl.load(row + tiles.NORM) + matrix, sqrt(norm), mask=matrix < matrices)
+    tl.store(workspace + tl.load(row + tiles.NORM) + matrix, sqrt(norm), mask=matrix < matrices)
 
 
 @triton.jit
-def norm_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Sum of u^2 over a unit."""
     _which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
@@ -125,25 +127,29 @@ def norm_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
         if o.decay == "grad":
             p = tiles.weight(row, b, lead, r, c, mask, o)
         g = tiles.gradient(row, own, fixed, now, scale, p, b, lead, r, c, mask, o)
-        u, _v, _v_max, _m = tiles.direction(row, fixed, now, work, g, b, lead, r, c, mask, o)
+        u, _v, _v_max, _m = tiles.direction(row, fixed, now, workspace, g, b, lead, r, c, mask, o)
         sums += u * u * over_all
-    tl.store(work + tl.load(row + tiles.TILE_U) + tile, tl.sum(sums))
+    tl.store(workspace + tl.load(row + tiles.TILE_U) + tile, tl.sum(sums))
 
 
 @triton.jit
-def _mean_square(row, fixed, work, own: tl.constexpr, shared: tl.constexpr, b, o: tl.constexpr):
+def _mean_square(row, fixed, workspace, own: tl.constexpr, shared: tl.constexpr, b, o: tl.constexpr):
     # The mean over a batch index, from its own units or as all processes have summed it up.
-    return tl.load(work + tl.load(row + shared) + b) if o.shares != "" else mean_of_tiles(row, fixed, work, own, b, o)
+    return (
+        tl.load(workspace + tl.load(row + shared) + b)
+        if o.shares != ""
+        else mean_of_tiles(row, fixed, workspace, own, b, o)
+    )
 
 
 @triton.jit
-def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def size_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Of a batch index: alpha = rho * clip(RMS(p), eps2, largest), and max(1, RMS(u) / d)."""
     which, b, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     alpha = tl.load(now + tiles.RHO)
     p_rms, u_rms, clip = alpha * 0.0, alpha * 0.0, alpha * 0.0 + 1.0
     if o.weighs:
-        p_rms = sqrt(_mean_square(row, fixed, work, tiles.TILE_P, tiles.P_MEANS, b, o))
+        p_rms = sqrt(_mean_square(row, fixed, workspace, tiles.TILE_P, tiles.P_MEANS, b, o))
     if o.scales:
         scaled = p_rms
         if o.decay_first:
@@ -152,12 +158,12 @@ def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
         scaled = tl.where(scaled < smallest, smallest, scaled)
         alpha = alpha * tl.where(scaled > largest, largest, scaled)
     if o.norms:
-        u_rms = sqrt(_mean_square(row, fixed, work, tiles.TILE_U, tiles.U_MEANS, b, o))
+        u_rms = sqrt(_mean_square(row, fixed, workspace, tiles.TILE_U, tiles.U_MEANS, b, o))
     if o.clips:
         clip = divide(u_rms, tl.load(fixed + tiles.THRESHOLD))
         clip = tl.where(clip < 1.0, 1.0, clip)
-    tl.store(work + tl.load(row + tiles.STEP) + 2 * b, alpha)
-    tl.store(work + tl.load(row + tiles.STEP) + 2 * b + 1, divide(1.0, clip))
+    tl.store(workspace + tl.load(row + tiles.STEP) + 2 * b, alpha)
+    tl.store(workspace + tl.load(row + tiles.STEP) + 2 * b + 1, divide(1.0, clip))
 
     live = _live(which, flags, found, b, o)
     if o.measures:
@@ -179,13 +185,13 @@ def size_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fou
 
 
 @triton.jit
-def apply_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def apply_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Clip, scale, average, decay, round once; everything that the step changes is written here."""
     which, tile, row, own, fixed, now = program(programs, ints, moving, floats, numbers)
     b, lead_unit, row_unit, col_unit = tiles.place(row, tile, o)
     leads, rows, cols = tl.load(row + tiles.LEAD), tl.load(row + tiles.ROWS), tl.load(row + tiles.COLS)
-    alpha = tl.load(work + tl.load(row + tiles.STEP) + 2 * b)
-    unclipped = tl.load(work + tl.load(row + tiles.STEP) + 2 * b + 1)
+    alpha = tl.load(workspace + tl.load(row + tiles.STEP) + 2 * b)
+    unclipped = tl.load(workspace + tl.load(row + tiles.STEP) + 2 * b + 1)
     live = _live(which, flags, found, b, o)
     last = tl.where(live, rows, 0)
     start = row_unit * (o.rows * o.repeats)
@@ -195,7 +201,7 @@ def apply_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fo
         writes = mask & (r < last)
         p = tiles.weight(row, b, lead, r, c, mask, o)
         g = tiles.gradient(row, own, fixed, now, scale, p, b, lead, r, c, mask, o)
-        u, v, v_max, m = tiles.direction(row, fixed, now, work, g, b, lead, r, c, mask, o)
+        u, v, v_max, m = tiles.direction(row, fixed, now, workspace, g, b, lead, r, c, mask, o)
         if o.clips:
             u = u * unclipped
         if o.momentum == "update":
@@ -216,13 +222,15 @@ def apply_kernel(programs, ints, moving, floats, numbers, work, flags, scale, fo
             store(tiles.large(row, tiles.V_MAX, b, lead, r, c, o.v, o), v_max, writes, o.v)
         if o.factored:
             real = (lead < leads) & (r < rows)
-            new = tl.load(work + tl.load(row + tiles.NEW_ROW) + (b * leads + lead) * rows + r, mask=real, other=0.0)
+            new = tl.load(
+                workspace + tl.load(row + tiles.NEW_ROW) + (b * leads + lead) * rows + r, mask=real, other=0.0
+            )
             at = pointer(row + tiles.V_ROW, o.v, False) + tiles.offset(row, tiles.V_ROW, b, lead, r, 0)
             store(at, new, (lead < leads) & (r < tl.where(col_unit == 0, last, 0)), o.v)
     if o.factored:
         lead, r, c = tiles.axes(lead_unit, start, col_unit, o)
         real = (lead < leads) & (c < cols)
-        new = tl.load(work + tl.load(row + tiles.NEW_COL) + (b * leads + lead) * cols + c, mask=real, other=0.0)
+        new = tl.load(workspace + tl.load(row + tiles.NEW_COL) + (b * leads + lead) * cols + c, mask=real, other=0.0)
         at = pointer(row + tiles.V_COL, o.v, False) + tiles.offset(row, tiles.V_COL, b, lead, 0, c)
         store(at, new, (lead < leads) & (c < tl.where(live & (row_unit == 0), cols, 0)), o.v)
 

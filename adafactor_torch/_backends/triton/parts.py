@@ -6,26 +6,28 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from ..._sharding.held import Held
-from ..._sharding.process_groups import Wires
-from ..._sharding.step_mask import Flags
-from ..._task.shard import Asked
+from ..._sharding.process_groups import ProcessGroups
+from ..._sharding.step_mask import StepMask
+from ..._task.shard import PartialSum
 from ..._task.task import Amp
 
 
 class TritonParts:
     """Steps parts of parameters by the Triton kernels, which are not imported before they are used."""
 
-    def takes(self, one: Held, wires: Wires) -> bool:
+    def takes(self, one: Held, process_groups: ProcessGroups) -> bool:
         """Whether a part is stepped here, on every process alike."""
-        if not one.work.fused or one.work.p.is_cpu:
+        if not one.task.fused or one.task.p.is_cpu:
             return False
-        return wires.all_have("Triton", one.lay.mesh, lambda: triton_path() is not None)
+        return process_groups.agree("Triton", one.lay.mesh, lambda: triton_path() is not None)
 
-    def steps(self, held: list[Held], flags: Flags, wires: Wires, amp: Amp) -> Iterator[list[Asked]]:
+    def steps(
+        self, held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp: Amp
+    ) -> Iterator[list[PartialSum]]:
         """One step, in place; see `sharded.py` for where it pauses."""
         from .backend import steps
 
-        return steps(held, flags, wires, amp)
+        return steps(held, flags, process_groups, amp)
 
 
 @functools.cache

@@ -16,17 +16,17 @@ from .tiles import mean_of_parts, mean_of_tiles, means, program
 
 
 @triton.jit
-def shares_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Shares of the means of g^2 over columns and over rows, from the partial sums of units."""
     _, block, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     is_row, inner, i, real = means(row, block, o)
-    mean = mean_of_parts(row, fixed, work, is_row, inner, i, real, o)
+    mean = mean_of_parts(row, fixed, workspace, is_row, inner, i, real, o)
     at = tl.load(row + tl.where(is_row, tiles.ROW_MEANS, tiles.COL_MEANS)) + i
-    tl.store(work + at, mean, mask=real)
+    tl.store(workspace + at, mean, mask=real)
 
 
 @triton.jit
-def row_shares_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def row_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Of some matrices, the share of the mean of R over the rows, or of old R and of g^2."""
     _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
     rows, leads = tl.load(row + tiles.ROWS), tl.load(row + tiles.LEAD)
@@ -40,47 +40,47 @@ def row_shares_kernel(programs, ints, moving, floats, numbers, work, flags, scal
         r = first + tl.arange(0, o.mean_rows)[None, :]
         mask = (matrix < matrices) & (r < rows)
         if o.shares == "stored":
-            x = tl.load(work + tl.load(row + tiles.NEW_ROW) + matrix * rows + r, mask=mask, other=0.0)
+            x = tl.load(workspace + tl.load(row + tiles.NEW_ROW) + matrix * rows + r, mask=mask, other=0.0)
         else:
             x = load(pointer(tensor, o.v, False) + place + r * tl.load(tensor + 3), mask, o.v, o)
-            mean = tl.load(work + tl.load(row + tiles.ROW_MEANS) + matrix * rows + r, mask=mask, other=0.0)
+            mean = tl.load(workspace + tl.load(row + tiles.ROW_MEANS) + matrix * rows + r, mask=mask, other=0.0)
             squares += mean * over
             if o.shares == "new":
                 x = round_to(tl.load(now + tiles.BETA2) * x + tl.load(now + tiles.COMPLEMENT2) * mean, o.v, o)
         sums += x * over
     scaled = tl.load(fixed + tiles.OVER_ROWS + 1)
-    at, real = work + tl.load(row + tiles.NORM_MEANS) + matrix, matrix < matrices
+    at, real = workspace + tl.load(row + tiles.NORM_MEANS) + matrix, matrix < matrices
     tl.store(at, tl.sum(sums, axis=1)[:, None] * scaled, mask=real)
     if o.shares == "parts":
-        at = work + tl.load(row + tiles.NORM_SQUARES) + matrix
+        at = workspace + tl.load(row + tiles.NORM_SQUARES) + matrix
         tl.store(at, tl.sum(squares, axis=1)[:, None] * scaled, mask=real)
 
 
 @triton.jit
-def row_norm_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def row_norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """sqrt(mean(R)) of some matrices from what all processes have summed up, the mean at least eps1 where it floors."""
     _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
     matrix = block * o.lead + tl.arange(0, o.lead)
     real = matrix < tl.load(row + tiles.BATCH) * tl.load(row + tiles.LEAD)
-    norm = tl.load(work + tl.load(row + tiles.NORM_MEANS) + matrix, mask=real, other=1.0)
+    norm = tl.load(workspace + tl.load(row + tiles.NORM_MEANS) + matrix, mask=real, other=1.0)
     if o.shares == "parts":
-        squares = tl.load(work + tl.load(row + tiles.NORM_SQUARES) + matrix, mask=real, other=1.0)
+        squares = tl.load(workspace + tl.load(row + tiles.NORM_SQUARES) + matrix, mask=real, other=1.0)
         norm = tl.load(now + tiles.BETA2) * norm + tl.load(now + tiles.COMPLEMENT2) * squares
     if o.floors:
         eps1 = tl.load(fixed + tiles.EPS1)
         norm = tl.where(norm < eps1, eps1, norm)
-    tl.store(work + tl.load(row + tiles.NORM) + matrix, sqrt(norm), mask=real)
+    tl.store(workspace + tl.load(row + tiles.NORM) + matrix, sqrt(norm), mask=real)
 
 
 @triton.jit
-def weight_shares_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def weight_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Of a batch index, the share of the mean of p^2."""
     _, b, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
-    tl.store(work + tl.load(row + tiles.P_MEANS) + b, mean_of_tiles(row, fixed, work, tiles.TILE_P, b, o))
+    tl.store(workspace + tl.load(row + tiles.P_MEANS) + b, mean_of_tiles(row, fixed, workspace, tiles.TILE_P, b, o))
 
 
 @triton.jit
-def update_shares_kernel(programs, ints, moving, floats, numbers, work, flags, scale, found, o: tl.constexpr):
+def update_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
     """Of a batch index, the share of the mean of u^2."""
     _, b, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
-    tl.store(work + tl.load(row + tiles.U_MEANS) + b, mean_of_tiles(row, fixed, work, tiles.TILE_U, b, o))
+    tl.store(workspace + tl.load(row + tiles.U_MEANS) + b, mean_of_tiles(row, fixed, workspace, tiles.TILE_U, b, o))

@@ -8,7 +8,7 @@ from typing import Any
 from . import kernels, tiles
 from . import shard_kernels as shares
 
-Stage = list[tuple[Any, str]]  # kernels, each with the kind of its programs (`Entry.programs`)
+Stage = list[tuple[Any, str]]  # kernels, each with the kind of its programs (`TaskRow.programs`)
 
 
 def stages(o: tiles.Options) -> list[Stage]:

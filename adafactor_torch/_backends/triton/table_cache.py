@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..._task.task import Work
+from ..._task.task import Task
 
 SETS = 4  # of parameters that begin with the same one, and whose tables are remembered
 CAPTURED = "Run one step outside first, and keep the gradients where they are: zero_grad(set_to_none=False)."
@@ -17,7 +17,9 @@ _known = WeakIdKeyDictionary()  # first parameter: {signature: groups}; the tabl
 _captured = WeakIdKeyDictionary()  # the same of those that a CUDA graph holds
 
 
-def remembered(first: Tensor, works: Sequence[Work], signature: Any, capturing: bool, make: Callable[[], Any]) -> Any:
+def cached_tables(
+    first: Tensor, tasks: Sequence[Task], signature: Any, capturing: bool, make: Callable[[], Any]
+) -> Any:
     """The tables of a set of parameters, made when it is first seen and again when its signature is another.
 
     They are known by the `first` of the parameters, and go when that goes.
@@ -32,8 +34,8 @@ def remembered(first: Tensor, works: Sequence[Work], signature: Any, capturing: 
             own[signature] = known.pop(signature)
         return own[signature][0]
     if signature not in known:
-        settings = [work.setting for work in works]  # alive, for they are known by identity
-        known[signature] = make(), settings
+        configs = [task.config for task in tasks]  # alive, for they are known by identity
+        known[signature] = make(), configs
         while len(known) > SETS:
             known.popitem(last=False)
     known.move_to_end(signature)

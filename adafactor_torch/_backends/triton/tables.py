@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adafactor_spec.factoring import Plan, Shape
 
-from ..._task.matrix_view import canonical, elements_of, reduced_axes, strides_of, view_of
-from ..._task.reductions import mean_of_rows
+from ..._task.matrix_view import as_matrices, element_indices, matrix_view, reduced_axes, strides_of
+from ..._task.reductions import row_mean_source
 from ..._task.shard import Piece
-from ..._task.task import FLOATS, Amp, Work
+from ..._task.task import FLOATS, Amp, Task
 from . import tiles
 
 PLACES: dict[str, int] = {
@@ -57,13 +57,13 @@ class Scratch:
 
     @property
     def _as_seen(self) -> Tensor:
-        order = canonical(self.plan).order
+        order = matrix_view(self.plan).order
         permuted = self.memory.reshape([self.shape[axis] for axis in order])
         return permuted.permute([order.index(axis) for axis in range(len(order))])
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskRow:
     """One parameter as the kernels know it."""
 
     options: tiles.Options
@@ -106,83 +106,83 @@ class Entry:
 
 
 class Part(NamedTuple):
-    """What the work of a part of a parameter does not say."""
+    """What the task of a part of a parameter does not say."""
 
     plan: Plan
     piece: Piece
     checks: bool  # whether somebody asks if the gradient is finite
 
 
-def entry(work: Work, amp: Amp, part: Part | None = None) -> Entry:
+def entry(task: Task, amp: Amp, part: Part | None = None) -> TaskRow:
     """What the kernels are told of a parameter, or of a part of one."""
-    whole = work.setting.plan
-    plan, piece, checks = part or Part(whole, Piece(whole), work.skipped is not None)
-    sizes = canonical(plan).sizes
-    tensors = {"p": work.p, "grad": work.grad, **{name: x for name, x in work.state.items() if name in PLACES}}
+    whole = task.config.plan
+    plan, piece, checks = part or Part(whole, Piece(whole), task.skipped is not None)
+    sizes = matrix_view(plan).sizes
+    tensors = {"p": task.p, "grad": task.grad, **{name: x for name, x in task.state.items() if name in PLACES}}
     places: dict[int, list[int]] = {}
     scratch, kept = [], []
     for name, x in tensors.items():
         reduced = reduced_axes(name, plan)
-        view = view_of(x, plan, reduced)
+        view = as_matrices(x, plan, reduced)
         if view.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
             view = view.contiguous()
             seen = tuple(1 if axis in reduced else size for axis, size in enumerate(plan.matrix_shape))
             scratch.append(Scratch(name, view, plan, seen))
         places[PLACES[name]] = [view.data_ptr(), *strides_of(view)]
-    if work.setting.stochastic:
-        index = elements_of(plan, piece.index())
-        index = index if index.is_meta else index.contiguous().to(work.p.device)
+    if task.config.stochastic:
+        index = element_indices(plan, piece.index())
+        index = index if index.is_meta else index.contiguous().to(task.p.device)
         first = int(index.storage_offset()) if index.is_meta else index.data_ptr()
         places[tiles.ELEMENTS.value] = [first, *strides_of(index)]
         kept = [] if index.is_meta else [index]
-    shares = mean_of_rows(work.setting, piece) if part else ""
+    shares = row_mean_source(task.config, piece) if part else ""
     layout = {"indexed": bool(kept), "shares": shares, "skips": checks, **_layout(places, sizes), **_tile(sizes)}
-    options = _options(work, amp, **layout)
-    return Entry(options, sizes, places, _floats(work, piece), scratch, kept)
+    options = _options(task, amp, **layout)
+    return TaskRow(options, sizes, places, _floats(task, piece), scratch, kept)
 
 
-def _options(work: Work, amp: Amp, **layout: Any) -> tiles.Options:
-    setting, recipe = work.setting, work.setting.recipe
-    scales, measures = bool(recipe.multiply_by_parameter_scale), work.telemetry is not None
-    leaves_out = work.skipped is not None or amp.found_inf is not None
+def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
+    config, recipe = task.config, task.config.recipe
+    scales, measures = bool(recipe.multiply_by_parameter_scale), task.telemetry is not None
+    leaves_out = task.skipped is not None or amp.found_inf is not None
     return tiles.Options(
-        wide=tl.float64 if setting.dtype == "float64" else tl.float32,
-        p=setting.dtype,
-        g=FLOATS[work.grad.dtype],
-        v=FLOATS[work.state[setting.moments[0]].dtype],
-        m=FLOATS[work.state["m"].dtype] if setting.averages else "",
-        factored=setting.plan.factored,
-        floors=setting.floor is not None,
+        wide=tl.float64 if config.dtype == "float64" else tl.float32,
+        p=config.dtype,
+        g=FLOATS[task.grad.dtype],
+        v=FLOATS[task.state[config.moments[0]].dtype],
+        m=FLOATS[task.state["m"].dtype] if config.averages else "",
+        factored=config.plan.factored,
+        floors=config.floor is not None,
         amsgrad=recipe.amsgrad,
-        clips=setting.clips,
-        momentum=setting.averages or "",
+        clips=config.clips,
+        momentum=config.averages or "",
         momentum_rounding=recipe.momentum_rounding,
         debias=recipe.debias,
         scales=scales,
-        decay="grad" if setting.l2 else "" if not setting.decoupled else "step" if _by_step(work) else "one",
-        decay_first=setting.decoupled and recipe.decay_before_scale,
-        rounding="stochastic" if setting.stochastic else "kahan" if setting.compensated else "nearest",
+        decay="grad" if config.l2 else "" if not config.decoupled else "step" if _by_step(task) else "one",
+        decay_first=config.decoupled and recipe.decay_before_scale,
+        rounding="stochastic" if config.stochastic else "kahan" if config.compensated else "nearest",
         unscales=amp.grad_scale is not None,
         guarded=amp.found_inf is not None,
-        counts="" if work.skipped is None else str(work.skipped.dtype).removeprefix("torch."),
-        takes_back=leaves_out and work.state["step"].device == work.p.device,
+        counts="" if task.skipped is None else str(task.skipped.dtype).removeprefix("torch."),
+        takes_back=leaves_out and task.state["step"].device == task.p.device,
         measures=measures,
-        norms=setting.clips or measures,
+        norms=config.clips or measures,
         weighs=scales or measures,
         **layout,
     )
 
 
-def _by_step(work: Work) -> bool:
-    return work.setting.recipe.weight_decay_by == "step"
+def _by_step(task: Task) -> bool:
+    return task.config.recipe.weight_decay_by == "step"
 
 
-def _floats(work: Work, piece: Piece) -> list[float]:
-    recipe, plan = work.setting.recipe, work.setting.plan
+def _floats(task: Task, piece: Piece) -> list[float]:
+    recipe, plan = task.config.recipe, task.config.plan
     largest = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
     threshold = math.inf if recipe.clipping_threshold is None else recipe.clipping_threshold
-    sign = -1.0 if work.maximize else 1.0
-    numbers = [sign, work.setting.eps1, recipe.eps2, largest, threshold]
+    sign = -1.0 if task.maximize else 1.0
+    numbers = [sign, task.config.eps1, recipe.eps2, largest, threshold]
     for count in (piece.count(plan.cols), piece.count(plan.rows), piece.per_batch):
         power = 2 ** (count - 1).bit_length()
         numbers += [1 / power, power / count]

@@ -189,7 +189,7 @@ def average(row, numbers, x, b, lead, r, c, mask, o: tl.constexpr):
 
 
 @triton.jit
-def direction(row, floats, numbers, work, g, b, lead, r, c, mask, o: tl.constexpr):
+def direction(row, floats, numbers, workspace, g, b, lead, r, c, mask, o: tl.constexpr):
     # u = x / sqrt(V), and the new V (not factored), V_max and first moment (of gradients): g where there is none.
     x, v, v_max, m = g, g, g, g
     if o.momentum == "grad":
@@ -198,9 +198,9 @@ def direction(row, floats, numbers, work, g, b, lead, r, c, mask, o: tl.constexp
     if o.factored:
         leads, rows, cols = tl.load(row + LEAD), tl.load(row + ROWS), tl.load(row + COLS)
         matrix, real = b * leads + lead, lead < leads
-        norm = tl.load(work + tl.load(row + NORM) + matrix, mask=real, other=1.0)
-        r_root = tl.load(work + tl.load(row + NEW_ROW) + matrix * rows + r, mask=real & (r < rows), other=1.0)
-        c_root = tl.load(work + tl.load(row + NEW_COL) + matrix * cols + c, mask=real & (c < cols), other=1.0)
+        norm = tl.load(workspace + tl.load(row + NORM) + matrix, mask=real, other=1.0)
+        r_root = tl.load(workspace + tl.load(row + NEW_ROW) + matrix * rows + r, mask=real & (r < rows), other=1.0)
+        c_root = tl.load(workspace + tl.load(row + NEW_COL) + matrix * cols + c, mask=real & (c < cols), other=1.0)
         r_root, c_root = divide(sqrt(r_root), norm), sqrt(c_root)
         root = r_root * c_root
     else:
@@ -245,7 +245,7 @@ def means(row, block, o: tl.constexpr):
 
 
 @triton.jit
-def mean_of_parts(row, fixed, work, is_row, inner, i, real, o: tl.constexpr):
+def mean_of_parts(row, fixed, workspace, is_row, inner, i, real, o: tl.constexpr):
     # From the partial sums of units.
     _, row_units, col_units = units(row, o)
     parts = tl.where(is_row, col_units, row_units)
@@ -256,12 +256,12 @@ def mean_of_parts(row, fixed, work, is_row, inner, i, real, o: tl.constexpr):
     for first in range(0, parts.to(tl.int32), o.parts):
         part = first + tl.arange(0, o.parts)[:, None]
         at = source + (matrix[None, :] * parts + part) * inner + e[None, :]
-        sums += tl.load(work + at, mask=real[None, :] & (part < parts), other=0.0)
+        sums += tl.load(workspace + at, mask=real[None, :] & (part < parts), other=0.0)
     return tl.sum(sums, axis=0) * scaled
 
 
 @triton.jit
-def mean_of_tiles(row, fixed, work, place_of: tl.constexpr, b, o: tl.constexpr):
+def mean_of_tiles(row, fixed, workspace, place_of: tl.constexpr, b, o: tl.constexpr):
     # The mean over a batch index from the sums of its units.
     leads, rows, cols = units(row, o)
     count = leads * rows * cols
@@ -269,5 +269,5 @@ def mean_of_tiles(row, fixed, work, place_of: tl.constexpr, b, o: tl.constexpr):
     sums = tl.zeros((1024,), o.wide)
     for first in range(0, count.to(tl.int32), 1024):
         i = first + tl.arange(0, 1024)
-        sums += tl.load(work + start + i, mask=i < count, other=0.0)
+        sums += tl.load(workspace + start + i, mask=i < count, other=0.0)
     return tl.sum(sums) * tl.load(fixed + OVER_ALL + 1)
