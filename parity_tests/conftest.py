@@ -1,12 +1,19 @@
 """Settings of the whole suite."""
 
-from collections.abc import Iterator
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Hashable, Iterator
 
 import jax
 import pytest
 import torch
 from hypothesis import settings
 
+from .profiles import cover, draws_many, rotated
 from .two_processes import Ranks, processes
 
 # Every case replays: the default draws the same examples each time and prints what reproduces a failure.
@@ -23,14 +30,77 @@ torch.set_num_threads(1)
 # Tests of sharded runs need several devices, and only before the first use of JAX can they be asked for.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Compiled JAX programs lie in a folder of this run: the workers share them, and so do the tests that compile the same.
+# Whoever names the folder in the environment keeps them for the next run.
+_CACHE, _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR", pytest.StashKey[str]()
+# Beyond this, a worker drops after each file what JAX and torch have compiled in it: compiled programs are most of its
+# memory, and JAX finds them again in the folder.
+KEPT_BYTES = 2 << 30
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="many examples of every random test, 20,000 of the fuzz")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if _CACHE not in os.environ:
+        os.environ[_CACHE] = config.stash[_OWN_CACHE] = tempfile.mkdtemp(prefix="adafactor-compiled-")
+    jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if config.getoption("--thorough"):
         settings.load_profile("thorough")  # before the tests are imported, which read it then
+    config.addinivalue_line(
+        "markers",
+        "sampled(count=2, together=None): run a sample of the test's combinations, see `profiles.cover`; of a single "
+        "parameter `count` values, which differ from test to test. `--thorough` runs all.",
+    )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _OWN_CACHE in config.stash:
+        del os.environ[_CACHE]
+        shutil.rmtree(config.stash[_OWN_CACHE], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves a sample of each test marked `sampled`, unless everything or single cases are asked for."""
+    if draws_many() or any("[" in argument for argument in config.args):
+        return
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    turns, left_out = Counter[str](), set[pytest.Item]()
+    for test, cases in tests.items():
+        combinations, file = [_values(case) for case in cases], test.partition("::")[0]
+        options = next(cases[0].iter_markers("sampled")).kwargs
+        if len(combinations[0]) == 1:
+            chosen = rotated(options.get("count", 2), len(cases), turns[file])
+            turns[file] += 1
+        else:
+            chosen = cover(combinations, options.get("together"))
+        left_out |= {*cases} - {cases[place] for place in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _values(case: pytest.Item) -> dict[str, Hashable]:
+    """The values of a test's parameters, or what stands for those that cannot be compared."""
+    given = case.callspec.params  # type: ignore[attr-defined]
+    return {
+        name: (type(value).__name__, value if isinstance(value, str | int | float | None) else id(value))
+        for name, value in given.items()
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped() -> Iterator[None]:
+    yield
+    unit = 1 if sys.platform == "darwin" else 1024
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > KEPT_BYTES:
+        jax.clear_caches()
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_jit_and_eager_agree(name: str) -> None:
     with jax.enable_x64(True):
@@ -64,6 +65,7 @@ def test_strict_promotion_changes_no_type(name: str) -> None:
         assert kinds(jax.eval_shape(tx.update, grads, state, params)) == kinds(expected)
 
 
+@pytest.mark.sampled(count=3)
 @pytest.mark.parametrize("name", [*RECIPES, *SCHEDULES])
 def test_compiled_once_and_every_buffer_is_donated(name: str) -> None:
     tx = adafactor(recipe=RECIPES[name]) if name in RECIPES else adafactor(SCHEDULES[name])
@@ -91,6 +93,7 @@ def test_the_compilation_count_sees_a_change_of_type() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_scan(name: str) -> None:
     with jax.enable_x64(True):
@@ -108,6 +111,7 @@ def test_scan(name: str) -> None:
         assert distance(scanned(params, stacked), run(tx, step, params, grads)) <= FLOAT64
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_vmap_is_separate_parameters(name: str) -> None:
     with jax.enable_x64(True):
@@ -124,6 +128,7 @@ def test_vmap_is_separate_parameters(name: str) -> None:
             assert distance(jax.tree.map(lambda x, i=index: x[i], (together, state)), expected) <= FLOAT64
 
 
+@pytest.mark.sampled
 @every_recipe
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_types_are_kept(name: str, dtype: str) -> None:
@@ -195,6 +200,7 @@ def test_state_fields_are_found_by_name(name: str) -> None:
     assert int(tree_get(moved, "count")) == 7
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_tree_map_params(name: str) -> None:
     tx, step = optimizer(name)

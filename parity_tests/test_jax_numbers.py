@@ -64,6 +64,7 @@ def deviation(actual: list[Any], paths: list[Any]) -> float:
     return float(max(worst))
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_gradients_of_any_size(name: str) -> None:
     recipe, tx, step = large_steps(name)
@@ -79,6 +80,7 @@ def test_gradients_of_any_size(name: str) -> None:
     assert max(ours.values()) <= FLOAT32_GAPS * max(gap.values()), ours
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_a_zero_gradient_moves_nothing(name: str) -> None:
     recipe = replace(RECIPES[name], lr=1.0, weight_decay=0.0)
@@ -107,6 +109,7 @@ def test_a_zero_parameter_moves_by_eps2(name: str) -> None:
     assert float(jnp.abs(moved["scale"])) == pytest.approx(first, rel=1e-6)
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_narrow_parameters_round_once(name: str) -> None:
     recipe = RECIPES[name]

@@ -84,6 +84,7 @@ def exact_run(rounding: str) -> tuple[Recipe, Tree, list[Tree], list[Any]]:
     return recipe, params, grads, by_the_oracle(recipe, params, grads, rounding, SEED)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("rounding", "way"), [*(("stochastic", way) for way in WAYS), ("kahan", "donated"), ("kahan", "resumed")]
 )

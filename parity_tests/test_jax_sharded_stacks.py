@@ -94,6 +94,7 @@ def separate_layers() -> Tree:
     return run(jax.jit(step_of(tx)), params, tx.init(params), GRADS)[0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layout", "kind"), [*((layout, "auto") for layout in LAYOUTS), ("width", "explicit"), ("both", "explicit")]
 )

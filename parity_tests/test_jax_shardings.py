@@ -72,6 +72,7 @@ def expected_specs(layout: str) -> dict[str, P]:
 # ------------------------------------------------------------------------------------------------- whole runs under jit
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize(
     ("layout", "dtype"), [*((layout, "float64") for layout in LAYOUTS), ("2d", "float32")], ids=lambda value: value
 )
@@ -91,6 +92,7 @@ def test_equal_to_one_device(kind: str, layout: str, dtype: str) -> None:
         assert not misplaced((moved, state), (places, shardings))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spec", [P("x"), P(None, ("x", "y"))], ids=str)
 @every_kind
 def test_long_axes_are_not_gathered(kind: str, spec: P) -> None:
@@ -236,6 +238,7 @@ WRAPPERS: dict[str, tuple[Any, dict[str, P]]] = {
 }
 
 
+@pytest.mark.sampled
 @every_kind
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_state_shardings(name: str, kind: str) -> None:

@@ -42,6 +42,7 @@ def test_no_parameters(name: str, empty: Tree) -> None:
     assert len(jax.tree.leaves(state)) == 1
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_none_among_the_parameters(name: str) -> None:
     tx = optimizer(name)[0]
@@ -71,6 +72,7 @@ def test_a_gradient_that_is_none(name: str) -> None:
         assert_equal(tree_get(state, field)["scale"], tree_get(expected_state, field)["scale"])
 
 
+@pytest.mark.sampled
 @every_recipe
 def test_empty_arrays(name: str) -> None:
     tx = optimizer(name)[0]
@@ -92,6 +94,7 @@ def test_a_scalar_is_one_element(name: str) -> None:
     assert_equal(updates, as_vector[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("make", [float, np.float32, lambda x: np.asarray(x, np.float32)], ids=["float", "np", "array"])
 @every_recipe
 def test_numbers_of_python_and_numpy(name: str, make: Callable[[float], Any]) -> None:
@@ -140,6 +143,7 @@ CONTAINERS: dict[str, Callable[[Any, Any, Any], Tree]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("container", CONTAINERS)
 @every_recipe
 def test_containers(name: str, container: str) -> None:
@@ -188,6 +192,7 @@ DECAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("decay", DECAYS)
 def test_only_what_is_in_the_mask_decays(decay: str, mask: str) -> None:

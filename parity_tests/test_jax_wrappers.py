@@ -134,6 +134,7 @@ INJECTED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(count=6)
 @pytest.mark.parametrize("name", INJECTED)
 def test_inject_hyperparams(name: str) -> None:
     with jax.enable_x64(True):

@@ -1,7 +1,9 @@
 """What a user meets: every public name exists and is documented, the examples run, nothing points at one machine."""
 
+import functools
 import importlib
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+
+from parity_tests.profiles import draws_many
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adafactor_spec", "adafactor_jax", "adafactor_torch", "adafactor_parity")
@@ -125,26 +129,48 @@ def examples(page: str) -> list[str]:
     ]
 
 
-# A fresh interpreter, because a reader has none of the settings of this test suite.
+# A fresh interpreter, because a reader has none of the settings of this test suite. It reads a list of pages, each with
+# its codes, and prints the traceback of each page that fails.
 RUN_EXAMPLES = """
-import sys
-for code in sys.stdin.read().split(chr(0)):
-    exec(compile(code, sys.argv[1], "exec"), {"__name__": "__main__"})
+import json, sys, traceback
+failed = {}
+for page, codes in json.load(sys.stdin).items():
+    try:
+        for code in codes:
+            exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    except Exception:
+        failed[page] = traceback.format_exc()
+print(chr(0) + json.dumps(failed))
 """
 
 
-def run_examples(codes: list[str], page: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs each code in a namespace of its own, with warnings as errors; a traceback names the page and the line."""
-    command = [sys.executable, "-W", "error", "-c", RUN_EXAMPLES, page]
-    return subprocess.run(
-        command, input="\0".join(codes), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+def run_examples(pages: dict[str, list[str]], folder: Path) -> dict[str, str]:
+    """Runs each code in a namespace of its own, with warnings as errors; the traceback of each page that fails."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN_EXAMPLES],
+        input=json.dumps(pages),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.rpartition("\0")[2]))
 
 
+@functools.cache
+def failed_examples(pages: tuple[Path, ...], folder: Path) -> dict[str, str]:
+    return run_examples({str(page): examples(page.read_text(encoding="utf-8")) for page in pages}, folder)
+
+
+@pytest.mark.xdist_group("examples in pages")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_examples_run(page: Path, tmp_path: Path) -> None:
-    result = run_examples(examples(page.read_text(encoding="utf-8")), str(page), tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_examples_run(page: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By default one interpreter runs all pages; in a thorough run each has its own, as for a reader of that page."""
+    pages = (page,) if draws_many() else tuple(PAGES)
+    failed = failed_examples(pages, tmp_path_factory.getbasetemp())
+    assert str(page) not in failed, failed[str(page)]
 
 
 def test_readme_shows_both_frameworks_and_the_schedule() -> None:
@@ -170,11 +196,10 @@ echo
 ```
 """
     good, bad = examples(page)
-    assert run_examples([good], "page.md", tmp_path).returncode == 0
-    result = run_examples([good, bad], "page.md", tmp_path)
-    assert result.returncode == 1
-    assert 'File "page.md", line 11' in result.stderr
-    assert "NameError" in result.stderr
+    failed = run_examples({"good.md": [good], "page.md": [good, bad], "last.md": [good]}, tmp_path)
+    assert list(failed) == ["page.md"]
+    assert 'File "page.md", line 11' in failed["page.md"]
+    assert "NameError" in failed["page.md"]
 
 
 # ------------------------------------------------------------------------------------------------- paths and links

@@ -53,6 +53,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
     assert np.max(np.abs(got - expected)) <= FLOAT64 * np.max(np.abs(expected))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(
     ("shape", "batch", "rows", "cols"),

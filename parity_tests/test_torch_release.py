@@ -20,6 +20,7 @@ from adafactor_spec import Recipe, factoring, recipes, schedules
 from adafactor_torch import Adafactor, release_gradients
 from adafactor_torch._backends.eager.backend import BLOCK, SMALL
 
+from .profiles import some
 from .release_runs import WIDTH, Net, backward, guarded, small
 from .torch_runs import bits, snapshot, through_disk
 
@@ -74,7 +75,7 @@ def no_release_from_before() -> None:
 # ------------------------------------------------------------------------------------------------------ the same bits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some(CASES))
 def test_bit_identical_to_step(case: str) -> None:
     (kept, expected), (net, optimizer) = made(case), made(case)
     release_gradients(net, optimizer)
@@ -84,6 +85,7 @@ def test_bit_identical_to_step(case: str) -> None:
     assert {counts["sometimes.weight"], counts["words.weight"]} == {STEPS / 2, STEPS}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", [case for case in CASES if "stochastic" in case and "amsgrad" not in case])
 @pytest.mark.parametrize("released_first", [True, False])
 def test_resumes_with_and_without_release(case: str, released_first: bool, tmp_path: Path) -> None:
