@@ -63,8 +63,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.stash[_OWN_CACHE], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves a sample of each test marked `sampled`, unless everything or single cases are asked for."""
+    """Keeps the tests of a file in one worker, and leaves a sample of each test marked `sampled`.
+
+    What a file imports, compiles and starts is then there once. Everything runs if many examples are asked for, or a
+    single case by its name.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
     if draws_many() or any("[" in argument for argument in config.args):
         return
     tests: dict[str, list[pytest.Item]] = {}

@@ -75,6 +75,7 @@ def two_groups(dtype: torch.dtype, **options: Any) -> Adafactor:
     return Adafactor([{"params": given[:2]}, {"params": given[2:], "lr": 0.3, "beta2": 0.9}], lr=0.1, **options)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_option_is_stepped_as_without_compilation(options: str, dtype: torch.dtype) -> None:

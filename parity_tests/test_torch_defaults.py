@@ -99,6 +99,7 @@ def stepped(dtype: torch.dtype, which: str | None, released: bool = False, **opt
         return contents(optimizer), frozen([sorted(again.state[p].items()) for p in params])
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("which", DEFAULTS)
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("path", PATHS)
@@ -109,6 +110,7 @@ def test_whole_steps(path: str, name: str, which: str, monkeypatch: pytest.Monke
         assert stepped(dtype, which, **how) == stepped(dtype, None, **how)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("which", DEFAULTS)
 @pytest.mark.parametrize("path", ["plain", "eager", "compiled"])
 def test_released_gradients(path: str, which: str) -> None:

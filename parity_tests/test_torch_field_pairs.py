@@ -29,6 +29,7 @@ def test_every_pair_is_in_a_configuration() -> None:
     assert all(pairs.recipe_of(row) is not None for row in packed)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 def test_whole_parameters(path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,7 @@ def test_whole_parameters(path: str, dtype: torch.dtype, monkeypatch: pytest.Mon
     assert not found, "\n".join([f"{len(found)} differ", *found[:5]])
 
 
+@pytest.mark.sampled
 @pytest.mark.xdist_group("four_processes")
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])

@@ -34,7 +34,7 @@ from .torch_runs import frozen, snapshot, through_disk
 PATHS: dict[str, dict[str, Any]] = {"plain": {"foreach": False}, "eager": {}, "blocks": {}, "compiled": {"fused": True}}
 
 FUZZ = settings(
-    max_examples=examples(36, 300),
+    max_examples=examples(18, 300),
     stateful_step_count=examples(30, 40),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

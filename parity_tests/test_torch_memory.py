@@ -155,6 +155,7 @@ def test_what_cannot_be_written_in_place_is_refused(kind: str) -> None:
 LARGEST_PEAK = 0.5
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("shape", [(512, 512), (2**18,), (16, 128, 128)], ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
 @pytest.mark.parametrize("masked", [False, True])

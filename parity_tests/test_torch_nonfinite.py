@@ -119,6 +119,7 @@ def losses(optimizer: Adafactor, first: int, last: int) -> Iterator[Tensor]:
         yield sum((torch.tensor(gradient(t, i, tuple(p.shape))).to(p) * p).sum() for i, p in tensors)  # type: ignore[misc]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("case", SCALED)

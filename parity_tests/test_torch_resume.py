@@ -111,6 +111,7 @@ SPLIT: list[tuple[tuple[int, ...], Any]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("shape", "rule"), SPLIT, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fields", [{}, {"beta1": 0.9, "debias": True, "eps1_mode": "floor", "eps1": 1e-3}], ids=len)

@@ -39,6 +39,7 @@ def assert_alike(answers: list[Compared], budget: float) -> None:
         assert len(set(holders)) == len({which for which, _ in holders}), "replicas differ"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_equals_one_process_with_two_sums_per_process_group(four: Ranks, name: str, fused: bool) -> None:

@@ -26,6 +26,7 @@ def expected() -> list[Array]:
     return checkpoints.single()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", checkpoints.PLACES)
 @pytest.mark.parametrize("saved", checkpoints.PLACES)
 def test_goes_on_in_any_layout(four: Ranks, folder: Path, expected: list[Array], saved: str, name: str) -> None:
@@ -64,6 +65,7 @@ FRESH: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("fields", FRESH.values(), ids=list(FRESH))
 @pytest.mark.parametrize("name", ["plain", "rows", "column"])
 def test_the_state_dict_of_a_new_optimizer_moves_no_weight(four: Ranks, name: str, fields: dict[str, object]) -> None:
