@@ -12,9 +12,9 @@ HEAD = """# Recipes
 
 <!-- Written by `make docs`. Change the docstrings in adafactor_spec/recipes, not this file. -->
 
-Every published Adafactor here, as a setting of one [recipe](recipe.md). A recipe's name stands wherever a recipe is
-taken, with the original's defaults: `recipe="t5x"`. Its function takes the original's own arguments:
-`recipes.transformers(lr=1e-3, scale_parameter=False, relative_step=False)`.
+For people who want to know what a published Adafactor computes. Each is a setting of one [recipe](recipe.md). Its name
+stands for it wherever a recipe is taken, with the original's defaults: `recipe="t5x"`. Its function takes the
+original's own arguments: `recipes.transformers(lr=1e-3, scale_parameter=False, relative_step=False)`.
 
 `adafactor recipes NAME` prints the whole step of one as equations, `adafactor recipes A B` what differs between two and
 what that does to a matrix. In Python these are `Recipe.describe()` and `Recipe.diff(other)`.
