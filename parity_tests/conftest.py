@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     What a file imports, compiles and starts is then there once. Everything runs if many examples are asked for, or a
     single case by its name.
     """
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
     if draws_many() or any("[" in argument for argument in config.args):

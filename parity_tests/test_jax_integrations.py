@@ -66,6 +66,7 @@ def by_definition() -> tuple[list[float], Tree]:
     return losses, jax.tree.unflatten(structure, leaves)["layers"]
 
 
+@pytest.mark.sampled
 @every_loop
 def test_as_the_definition(loop: str) -> None:
     with jax.enable_x64(True):
@@ -76,6 +77,7 @@ def test_as_the_definition(loop: str) -> None:
         assert expected[-1] < 2 / 3 * expected[0], "it learns"
 
 
+@pytest.mark.sampled
 @every_loop
 def test_16_bit_weights_resume_bit_for_bit(loop: str, tmp_path: Path) -> None:
     whole, resumed = LOOPS[loop](NARROW, "bfloat16"), LOOPS[loop](NARROW, "bfloat16")

@@ -83,6 +83,7 @@ PLACES: dict[str, tuple[str, tuple[int, int], str]] = {
 }
 
 
+@pytest.mark.sampled(count=3)
 @pytest.mark.parametrize("place", PLACES)
 def test_restored_elsewhere(saved: tuple[Path, Tree], place: str) -> None:
     path, expected = saved

@@ -35,6 +35,7 @@ def told(state: Tree) -> dict[str, Tree]:
     return {number: optax.tree_utils.tree_get(state, number) for number in NUMBERS}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", ["paper", "decay before scale", "no scale, no clipping", "L2"])
 def test_it_is_what_the_oracle_and_torch_say(case: str) -> None:
     with jax.enable_x64(True):
@@ -119,6 +120,7 @@ def test_compiled_once_with_buffers_of_its_own(dtype: str) -> None:
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(told(state)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [("paper", "float32"), ("paper", "bfloat16"), ("no scale, no clipping", "float32"), ("momentum", "float32")],

@@ -100,6 +100,7 @@ def to_compare(name: str, params: Tree) -> list[tuple[str, Any]]:
     return [(leaf, np.asarray(values[leaf], np.float64)) for values in trees for leaf in leaves]
 
 
+@pytest.mark.sampled(count=3)
 @every_wrapper
 def test_as_the_definition(name: str) -> None:
     params, gaps, ours = stepped(name, "float32")[0], [], []
@@ -116,6 +117,7 @@ def test_as_the_definition(name: str) -> None:
 
 
 # The other two do arithmetic of their own in 16 bits.
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
