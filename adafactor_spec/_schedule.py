@@ -1,13 +1,14 @@
 """What a schedule is, and the checks of whatever stands in place of one."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from .errors import check_number, check_step, keep, plain_number, refusal, remedy_for_array, shown
+
+_FIRST = "t = 1 is the first update."
 
 Number: TypeAlias = Any  # a Python or NumPy number, or a JAX array or tracer without axes
 
@@ -76,19 +77,23 @@ def bias_correction(beta: ScalarOrSchedule, t: Number) -> Number:
 
 
 def check_boundaries(argument: str, boundaries: object) -> tuple[int, ...]:
-    """Increasing steps, as a tuple; anything else is refused."""
-    # A generator could be read only once, and a set has no order.
-    is_sequence = isinstance(boundaries, Sequence | np.ndarray) or hasattr(type(boundaries), "__array_namespace__")
-    if not is_sequence or isinstance(boundaries, str | bytes) or getattr(boundaries, "shape", None) == ():
-        remedy = f"Write ({shown(boundaries)},)." if plain_number(boundaries) is not None else ""
-        raise refusal(argument, "a sequence of steps", boundaries, remedy)
-    steps = tuple(
-        check_step(argument, boundary, at_least=1, remedy="t = 1 is the first update.")
-        for boundary in boundaries  # type: ignore[attr-defined]
+    """Steps in any order as a tuple in the order of time, one as often as it is there; anything else is refused."""
+    return tuple(
+        sorted(check_step(argument, step, at_least=1, remedy=_FIRST) for step in values_in(argument, boundaries))
     )
-    if any(b >= c for b, c in itertools.pairwise(steps)):
-        raise refusal(argument, "increasing", boundaries, f"Use {tuple(sorted(set(steps)))}.")
-    return steps
+
+
+def values_in(argument: str, steps: Any) -> list[Any]:
+    """What a collection of steps holds; what is none is refused."""
+    # A generator could be read only once, and a dict says nothing of its values.
+    is_collection = isinstance(steps, Collection) or hasattr(type(steps), "__array_namespace__")
+    try:
+        if is_collection and not isinstance(steps, str | bytes | Mapping) and getattr(steps, "shape", None) != ():
+            return list(steps)
+    except Exception as error:  # whatever somebody else's class raises
+        raise refusal(argument, "a sequence of steps", steps) from error
+    remedy = f"Write ({shown(steps)},)." if plain_number(steps) is not None else ""
+    raise refusal(argument, "a sequence of steps", steps, remedy)
 
 
 def check_schedule(argument: str, value: object, remedy: str = "", **bounds: Any) -> Any:

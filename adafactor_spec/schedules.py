@@ -9,7 +9,7 @@ Wherever a schedule is taken, a number or a plain Python function of `t` is take
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ._schedule import (
@@ -224,13 +224,13 @@ class piecewise_constant(Schedule):
 
     Args:
         base: any number or schedule.
-        boundaries: steps, increasing. Epochs become steps by the number of updates in one: epoch e (0 is the first)
-            begins at t = e * steps_per_epoch + 1.
-        factor: positive.
+        boundaries: steps in any order; one that stands twice counts twice. Epochs become steps by the number of updates
+            in one: epoch e (0 is the first) begins at t = e * steps_per_epoch + 1.
+        factor: at least 0.
     """
 
     base: ScalarOrSchedule
-    boundaries: Sequence[int]
+    boundaries: Collection[int]
     factor: float
 
     def __post_init__(self) -> None:
@@ -238,7 +238,7 @@ class piecewise_constant(Schedule):
             self,
             base=check_schedule("base", self.base, at_least=0),
             boundaries=check_boundaries("boundaries", self.boundaries),
-            factor=check_number("factor", self.factor, above=0),
+            factor=check_number("factor", self.factor, at_least=0),
         )
 
     def __call__(self, t: Number) -> Number:

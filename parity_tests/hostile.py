@@ -151,6 +151,11 @@ def _like(make: Callable[[Any], Any], name: str, stands: bool = True) -> Callabl
     return lambda number: Hostile(f"{name}({number!r})", make(number), number if stands else NOTHING, sure=False)
 
 
+def _longdouble(number: Any) -> Hostile:
+    value = np.longdouble(number)
+    return Hostile(f"np.longdouble({number!r})", value, float(value), sure=False)
+
+
 # How a number can be given. One that a kind cannot hold is given as it is.
 NUMBERS: dict[str, Callable[[Any], Hostile]] = {
     "plain": lambda number: Hostile(repr(number), number, number),
@@ -175,7 +180,7 @@ LIKE_NUMBERS: dict[str, Callable[[Any], Hostile]] = {
     "one axis, jax": _like(lambda number: jnp.asarray([number]), "jnp.asarray of a list of "),
     "object array": _like(lambda number: np.asarray(number, object), "np.asarray of the object "),
     "timedelta": _like(lambda number: np.timedelta64(int(number), "s"), "np.timedelta64"),
-    "longdouble": _like(np.longdouble, "np.longdouble"),
+    "longdouble": _longdouble,
     "float of ours": _like(FloatOfOurs, "FloatOfOurs"),
 }
 

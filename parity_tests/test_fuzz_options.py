@@ -1,5 +1,6 @@
 """Options, recipes' names, parameters, masks: whatever else a constructor is given, it takes or refuses in form."""
 
+import itertools
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -196,7 +197,8 @@ def test_parameters(given: Hostile, how: str, added: bool) -> None:
     optimizer = Adafactor([torch.nn.Parameter(torch.ones(2))])
     try:
         if added:
-            optimizer.add_param_group(next(iter(PARAMETERS[how](given.value))))
+            for group in itertools.islice(PARAMETERS[how](given.value), 1):
+                optimizer.add_param_group(group)
         else:
             Adafactor(PARAMETERS[how](given.value)).step()
     except (ValueError, TypeError, RuntimeError, LookupError) as error:

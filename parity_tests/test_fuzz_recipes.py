@@ -72,13 +72,25 @@ ARGUMENTS = st.one_of(
 def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Hostile]]:
     """A recipe, arguments that its original takes, and one or two hostile ones in place of them."""
     name = draw(st.sampled_from(recipes.NAMES))
-    known = list(inspect.signature(recipes.function(name)).parameters)
+    parameters = inspect.signature(recipes.function(name)).parameters
+    known = list(parameters)
     drawn = getattr(originals, name, None)
     seed = draw(st.integers(0, 1000))
     usual = {} if drawn is None else drawn(np.random.default_rng(seed))
     usual |= {"decay_method": "pow", "decay_pow": 0.8} if name == "praxis" else {}
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=2, unique=True)) if known else []
-    return name, usual, {argument: draw(ARGUMENTS) for argument in chosen}
+    flags = {argument for argument, one in parameters.items() if isinstance(one.default, bool)}
+    return name, usual, {one: _flag(draw(ARGUMENTS)) if one in flags else draw(ARGUMENTS) for one in chosen}
+
+
+def _flag(given: Hostile) -> Hostile:
+    """What stands for a flag is its truth, as in the originals; pairs of patterns and flags are left out."""
+    try:
+        plain: Any = bool(given.value)
+    except Exception:
+        plain = NOTHING
+    in_pairs = isinstance(given.value, list | tuple | dict)
+    return Hostile("False", False, False) if in_pairs else Hostile(repr(given), given.value, plain)
 
 
 def assert_in_range(recipe: Recipe) -> None:

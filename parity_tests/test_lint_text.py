@@ -298,7 +298,8 @@ def test_the_verdict_says_who_refuses() -> None:
     calls = {
         "transformers.Adafactor(p, relative_step=False)": "the original refuses it",
         "pytorch_optimizer.AdaFactor(p, ams_bound=True)": "not reproduced here",
-        "transformers.Adafactor(p, eps=(0.0, 1e-3))": "not taken here",
+        "transformers.Adafactor(p, eps=(0.0, 1e-3))": "not reproduced here",
+        "transformers.Adafactor(p, eps=1e-30)": "not taken here",
         "transformers.Adafactor(p)": "reproduced",
     }
     assert {text: lint(text).verdict for text in calls} == calls

@@ -13,38 +13,39 @@ from adafactor_spec import Recipe, errors, factoring, recipes, replace, schedule
 
 NAN = float("nan")
 NO: Any = np.False_
+TWO: Any = np.ones(2)  # which is neither true nor false
 WITHOUT_ARGUMENTS: Any = lambda: 1e-3  # noqa: E731 - keras takes such a function
 # A bad value for every argument, by the original's name for it. `...`: any value is taken, the argument has no effect.
 FAIRSEQ: dict[str, Any] = {
     "lr": 1e-3, "eps": 1e-30, "clip_threshold": None, "decay_rate": 0.8, "beta1": 1.5, "weight_decay": -0.1,
-    "scale_parameter": 1, "relative_step": None, "warmup_init": "no",
+    "scale_parameter": TWO, "relative_step": TWO, "warmup_init": TWO,
 }  # fmt: skip
 TENSOR2TENSOR: dict[str, Any] = {
-    "multiply_by_parameter_scale": 1, "learning_rate": -1.0, "decay_rate": 1.5, "beta1": 1.0, "clipping_threshold": 0.0,
-    "factored": None, "epsilon1": 0.0, "epsilon2": -1.0,
+    "multiply_by_parameter_scale": TWO, "learning_rate": -1.0, "decay_rate": 1.5, "beta1": 1.0, "epsilon1": 0.0,
+    "clipping_threshold": 0.0, "factored": TWO, "epsilon2": NAN,
 }  # fmt: skip
 FLAX: dict[str, Any] = {
-    "learning_rate": -1.0, "factored": 1, "multiply_by_parameter_scale": 1, "beta1": 1.5, "decay_rate": -0.8,
-    "step_offset": 0.5, "clipping_threshold": 0.0, "weight_decay_rate": -0.1, "min_dim_size_to_factor": 16.5,
-    "epsilon1": 0.0, "epsilon2": -1.0, "dtype_momentum": "int8",
+    "learning_rate": -1.0, "factored": TWO, "multiply_by_parameter_scale": TWO, "beta1": 1.5, "decay_rate": -0.8,
+    "step_offset": 0.5, "clipping_threshold": 0.0, "weight_decay_rate": -0.1, "min_dim_size_to_factor": "16",
+    "epsilon1": 0.0, "epsilon2": NAN, "dtype_momentum": "int8",
 }  # fmt: skip
 BAD: dict[str, dict[str, Any]] = {
     "paper": {},
     "adafactor_pytorch": {
-        "lr": -1.0, "beta1": 1.5, "beta2": NAN, "eps1": -1.0, "eps2": -1.0, "cliping_threshold": 0.0,
-        "clipping_threshold": "", "non_constant_decay": 1, "enable_factorization": 0, "ams_grad": None,
-        "weight_decay": -0.1, "lr_decay_step": (3.5,), "lr_decay_factor": -0.1,
+        "lr": -1.0, "beta1": 1.5, "beta2": NAN, "eps1": -1.0, "eps2": NAN, "cliping_threshold": 0.0,
+        "clipping_threshold": "", "non_constant_decay": TWO, "enable_factorization": TWO, "ams_grad": TWO,
+        "weight_decay": -0.1, "lr_decay_step": ..., "lr_decay_factor": ...,
     },
     "adafactor_pytorch_parent": {
-        "lr": -1.0, "beta1": 1.5, "beta2": NAN, "eps1": -1.0, "eps2": -1.0, "cliping_threshold": 0.0,
-        "clipping_threshold": "", "non_constant_decay": 1, "enable_factorization": 0, "ams_grad": None,
+        "lr": -1.0, "beta1": 1.5, "beta2": NAN, "eps1": -1.0, "eps2": NAN, "cliping_threshold": 0.0,
+        "clipping_threshold": "", "non_constant_decay": TWO, "enable_factorization": TWO, "ams_grad": TWO,
         "weight_decay": -0.1,
     },
     "tensor2tensor": {
         **TENSOR2TENSOR, "simulated_quantize_bits": 8, "parameter_encoding": "noise", "use_locking": ..., "name": ...,
     },
     "mesh_tensorflow": {
-        **TENSOR2TENSOR, "min_dim_size_to_factor": -1, "stacked_dim_names": ["d0"],
+        **TENSOR2TENSOR, "min_dim_size_to_factor": "16", "stacked_dim_names": ["d0"],
         "exclude_from_parameter_scale": "bias",
     },
     "flax": FLAX,
@@ -54,22 +55,22 @@ BAD: dict[str, dict[str, Any]] = {
         "param_logical_axes": 3,
     },
     "optax": {
-        "learning_rate": -1.0, "min_dim_size_to_factor": 16.5, "decay_rate": -0.8, "decay_offset": 0.5,
-        "multiply_by_parameter_scale": 1, "clipping_threshold": "", "momentum": 1.5, "dtype_momentum": "int8",
-        "weight_decay_rate": -0.1, "eps": 0.0, "factored": "no", "weight_decay_mask": True,
+        "learning_rate": -1.0, "min_dim_size_to_factor": "16", "decay_rate": -0.8, "decay_offset": 0.5,
+        "multiply_by_parameter_scale": TWO, "clipping_threshold": "", "momentum": 1.5, "dtype_momentum": "int8",
+        "weight_decay_rate": -0.1, "eps": 0.0, "factored": TWO, "weight_decay_mask": True,
     },
     "big_vision": {
-        "min_dim_size_to_factor": 16.5, "decay_rate": -0.8, "decay_offset": 0.5, "beta2_cap": 1.5,
-        "clipping_threshold": -1.0, "momentum": 1.5, "dtype_momentum": "int8", "eps": 0.0, "lr": lambda c: 0.1,
+        "min_dim_size_to_factor": "16", "decay_rate": -0.8, "decay_offset": 0.5, "beta2_cap": -0.5,
+        "clipping_threshold": NAN, "momentum": 1.5, "dtype_momentum": "int8", "eps": 0.0, "lr": lambda c: 0.1,
         "wd": -0.1, "wd_mults": [(".*", -1.0)], "schedule": lambda c: -1.0,
     },
     "praxis": {
         "learning_rate_fn": -1.0, "weight_decay": -0.1, "layerwise_adaptation": True,
         "exclude_from_layerwise_adaptation": ..., "decay_method": "power", "decay_adam": ..., "decay_pow": -0.8,
-        "beta1": 1.0, "clip_threshold": 0.0, "factored": 1, "epsilon1_grad_sq_reg": 0.0, "quantized_dtype": "int4",
-        "respect_skip_lp_regularization": 1, "per_var_learning_summary": ...,
-        "sort_factored_second_moment_dims": 1, "min_dim_size_to_factor": -1, "multiply_by_parameter_scale": 1,
-        "epsilon2_param_scale_reg": -1.0, "maybe_inf_to_nan": ..., "name": ...,
+        "beta1": 1.0, "clip_threshold": 0.0, "factored": TWO, "epsilon1_grad_sq_reg": 0.0, "quantized_dtype": "int4",
+        "respect_skip_lp_regularization": TWO, "per_var_learning_summary": ...,
+        "sort_factored_second_moment_dims": TWO, "min_dim_size_to_factor": "16", "multiply_by_parameter_scale": TWO,
+        "epsilon2_param_scale_reg": NAN, "maybe_inf_to_nan": ..., "name": ...,
     },
     "fairseq": FAIRSEQ,
     "transformers": FAIRSEQ,
@@ -79,24 +80,24 @@ BAD: dict[str, dict[str, Any]] = {
         "lr": NAN, "beta2_decay": 0.8, "eps": 1.0, "d": 0.5, "weight_decay": -0.1, "foreach": ..., "maximize": True,
     },
     "keras": {
-        "learning_rate": -1.0, "beta_2_decay": 0.8, "epsilon_1": 0.0, "epsilon_2": -1.0, "clip_threshold": None,
-        "relative_step": 1, "weight_decay": -0.1, "clipnorm": 1.0, "clipvalue": 1.0, "global_clipnorm": 1.0,
+        "learning_rate": -1.0, "beta_2_decay": 0.8, "epsilon_1": 0.0, "epsilon_2": NAN, "clip_threshold": None,
+        "relative_step": TWO, "weight_decay": -0.1, "clipnorm": 1.0, "clipvalue": 1.0, "global_clipnorm": 1.0,
         "use_ema": True, "ema_momentum": ..., "ema_overwrite_frequency": ..., "loss_scale_factor": 2.0,
         "gradient_accumulation_steps": 2, "name": ...,
     },
     "timm": {
-        "lr": -1.0, "eps": 0.0, "eps_scale": -1.0, "clip_threshold": None, "decay_rate": 0.8, "betas": 0.9,
-        "weight_decay": -0.1, "scale_parameter": 1, "warmup_init": 1, "min_dim_size_to_factor": 1.5, "caution": 1,
+        "lr": -1.0, "eps": 0.0, "eps_scale": NAN, "clip_threshold": None, "decay_rate": 0.8, "betas": 0.9,
+        "weight_decay": -0.1, "scale_parameter": TWO, "warmup_init": TWO, "min_dim_size_to_factor": NAN, "caution": TWO,
     },
     "timm_big_vision": {
-        "lr": -1.0, "min_dim_size_to_factor": 1.5, "decay_rate": -0.8, "decay_offset": 0.5, "beta2_cap": 1.5,
+        "lr": -1.0, "min_dim_size_to_factor": NAN, "decay_rate": -0.8, "decay_offset": 0.5, "beta2_cap": -0.5,
         "momentum": 1.0, "momentum_dtype": "int8", "eps": 0.0, "weight_decay": -0.1, "clipping_threshold": 0.0,
-        "unscaled_wd": 1, "caution": True, "corrected_weight_decay": 1,
+        "unscaled_wd": TWO, "caution": TWO, "corrected_weight_decay": TWO,
     },
     "pytorch_optimizer": {
-        "lr": -1.0, "betas": (0.9, 1.0), "decay_rate": 0.8, "weight_decay": -0.1, "weight_decouple": 1,
-        "fixed_decay": 1, "clip_threshold": None, "ams_bound": True, "scale_parameter": 1, "relative_step": 1,
-        "warmup_init": 1, "eps1": 0.0, "eps2": -1.0, "momentum_dtype": "int8", "foreach": ..., "maximize": True,
+        "lr": -1.0, "betas": (0.9, 1.0), "decay_rate": 0.8, "weight_decay": -0.1, "weight_decouple": TWO,
+        "fixed_decay": TWO, "clip_threshold": None, "ams_bound": True, "scale_parameter": TWO, "relative_step": TWO,
+        "warmup_init": TWO, "eps1": 0.0, "eps2": -1.0, "momentum_dtype": "int8", "foreach": ..., "maximize": True,
         "cautious": True,
     },
 }  # fmt: skip

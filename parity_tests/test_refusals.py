@@ -18,7 +18,7 @@ from .odd_values import Unspeakable, in_form, is_plain
         lambda: Recipe(lr=[0.1] * 1_000_000),  # type: ignore[arg-type]
         lambda: Recipe(eps1_mode="x" * 10_000_000),  # type: ignore[arg-type]
         lambda: recipes.resolve("x" * 10_000_000),
-        lambda: schedules.piecewise_constant(0.1, list(range(1_000, 1, -1)), 0.5),
+        lambda: schedules.piecewise_constant(0.1, dict.fromkeys(range(1_000)), 0.5),
         lambda: factoring.by_name({"x" * 10_000: 3}),  # type: ignore[dict-item]
         lambda: Recipe(lr=np.zeros((1000, 1000))),  # type: ignore[arg-type]
         lambda: Recipe(eps2=10**5000),

@@ -241,10 +241,10 @@ def test_every_argument_of_a_recipe(name: str) -> None:
 def test_axes_and_boundaries_of_numpy() -> None:
     rule = outcome(factoring.explicit, np.array([0, 1]), np.int64(2), batch=[np.uint8(3)])
     assert rule == factoring.explicit((0, 1), (2,), (3,))
-    for boundaries in (np.array([3, 10]), [np.int32(3), 10.0], jnp.asarray([3, 10]), range(3, 17, 7)):
+    for boundaries in (np.array([3, 10]), [10.0, np.int32(3)], jnp.asarray([3, 10]), range(3, 17, 7), {10, 3}):
         made = outcome(schedules.piecewise_constant, 0.1, boundaries, 0.5)
         assert made == schedules.piecewise_constant(0.1, (3, 10), 0.5)
-    for nothing in ({3: 1, 10: 2}, {3, 10}, "37", np.array(3), np.array([[3, 10]]), (3, 10.5), (3, math.nan)):
+    for nothing in ({3: 1, 10: 2}, "37", np.array(3), np.array([[3, 10]]), (3, 10.5), (3, math.nan)):
         assert outcome(schedules.piecewise_constant, 0.1, nothing, 0.5) is None
 
 

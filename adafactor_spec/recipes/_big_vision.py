@@ -3,10 +3,24 @@ from typing import Any
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, check_step, check_whole, refusal, refuse_unknown_keywords, shown
+from ..errors import is_number, plain_number, refusal, refuse_unknown_keywords, shown
 from ..factoring import largest_two
 from ..schedules import ScalarOrSchedule, power_decay, product
-from ._arguments import POSITIVE_EXPONENT, TINY, check_optional, is_off, of_count, pairs_of
+from ._arguments import (
+    CLIMBS,
+    check_beta1,
+    check_cap,
+    check_decay,
+    check_eps1,
+    check_exponent,
+    check_min_dim,
+    check_offset,
+    check_range,
+    check_threshold,
+    is_off,
+    of_count,
+    pairs_of,
+)
 
 
 @refuse_unknown_keywords({"learning_rate": "big_vision calls it lr.", "weight_decay": "big_vision calls it wd."})
@@ -36,10 +50,10 @@ def big_vision(
         min_dim_size_to_factor: factor where the second largest axis has at least this many elements.
         decay_rate: exponent of beta2_t = min(beta2_cap, 1 - t^-decay_rate).
         decay_offset: subtracted from t in beta2_t.
-        beta2_cap: beta2 never exceeds it.
-        clipping_threshold: of RMS(u), None or 0 is off.
+        beta2_cap: beta2 never exceeds it; more than 1 is 1.
+        clipping_threshold: of RMS(u); None, 0 and negative ones are off.
         momentum: decay of an average of the update, None or 0 is off.
-        dtype_momentum: its storage dtype.
+        dtype_momentum: its storage dtype, None is the parameter's.
         eps: added to g^2.
         lr: config.lr, the peak learning rate.
         wd: config.wd, times p and the schedule; None or 0 is off.
@@ -49,18 +63,19 @@ def big_vision(
 
     Source: google-research/big_vision at 0127fb6, big_vision/optax.py.
     """
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
-    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    offset = check_step("decay_offset", decay_offset)
-    cap = check_number("beta2_cap", beta2_cap, at_least=0, at_most=1)
-    threshold = check_optional("clipping_threshold", clipping_threshold, at_least=0, infinite=True)
-    beta1 = check_optional("momentum", momentum, at_least=0, below=1)
-    eps = check_number("eps", eps, **TINY)
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
+    exponent = check_exponent("decay_rate", decay_rate, minus=False)
+    offset = check_offset("decay_offset", decay_offset)
+    cap = check_cap("beta2_cap", beta2_cap)
+    is_zero = is_number(given := plain_number(clipping_threshold)) and given == 0
+    threshold = None if is_zero else check_threshold("clipping_threshold", clipping_threshold, optional=True)
+    beta1 = check_beta1("momentum", momentum)
+    eps = check_eps1("eps", eps)
     remedy = "It is the peak; the schedule goes into schedule=..."
     if callable(lr):
         raise refusal("lr", "a number", lr, remedy)
-    lr = check_number("lr", lr, at_least=0, remedy=remedy)
-    decay = 0.0 if wd is None else check_number("wd", wd, at_least=0)
+    lr = check_range("lr", lr, CLIMBS, at_least=0, remedy=remedy)
+    decay = 0.0 if wd is None else check_decay("wd", wd)
     relative_lr = of_count("schedule", schedule)
 
     def relative(peak: Any) -> Any:
@@ -72,7 +87,7 @@ def big_vision(
     weight_decay: ScalarOrSchedule | per_name = relative(decay)
     if wd_mults is not None:
         pairs = pairs_of("wd_mults", wd_mults)
-        mults = {name: check_number(f"wd_mults[{shown(name)}]", mult, at_least=0) for name, mult in pairs.items()}
+        mults = {name: check_decay(f"wd_mults[{shown(name)}]", mult) for name, mult in pairs.items()}
         rules = {rf"\A(?:{pattern})\Z": relative(decay * mult) for pattern, mult in mults.items()}
         weight_decay = per_name(rules, default=0.0)
     return Recipe(
@@ -82,10 +97,10 @@ def big_vision(
         beta2=power_decay(exponent, cap=cap, offset=offset),
         factoring=largest_two(min_dim),
         eps1=eps,
-        clipping_threshold=None if is_off(threshold) else threshold,
+        clipping_threshold=threshold,
         beta1=None if is_off(beta1) else beta1,
         momentum_of="update",
-        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
+        momentum_dtype=None if dtype_momentum is None else name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
         weight_decay=weight_decay,
         weight_decay_by="one",

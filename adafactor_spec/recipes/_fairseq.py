@@ -1,15 +1,18 @@
 from collections.abc import Sequence
 
 from .._recipe import Recipe
-from ..errors import check_flag, check_number, refuse_unknown_keywords
+from ..errors import refuse_unknown_keywords
 from ..schedules import ScalarOrSchedule, linear_warmup, power_decay, product
 from ._arguments import (
-    NEGATIVE_EXPONENT,
-    TINY,
+    check_beta1,
+    check_decay,
+    check_eps1,
+    check_exponent,
+    check_flag,
     check_flags,
-    check_optional,
-    check_optional_schedule,
-    check_pair,
+    check_items,
+    check_optional_lr,
+    check_scale,
     check_threshold,
     not_reproduced,
     original_refuses,
@@ -47,8 +50,9 @@ def transformers(
 
     Args:
         lr: a number or a function of t, only with relative_step=False.
-        eps: (added to g^2, smallest parameter scale).
-        clip_threshold: of RMS(u); inf is off.
+        eps: (added to g^2, smallest parameter scale); what follows has no effect, nor has the second one without
+            scale_parameter.
+        clip_threshold: of RMS(u); inf and negative ones are off.
         decay_rate: minus the exponent of beta2_t = 1 - t^decay_rate.
         beta1: decay of an average of the step, None is off.
         weight_decay: times the step size, the scale included.
@@ -208,21 +212,22 @@ def _recipe(
     if lr is None and not relative_step:
         remedy = f"{original} fails at its first step without one: give lr."
         raise original_refuses("lr", "a number with relative_step=False", lr, remedy)
-    lr = check_optional_schedule("lr", lr, at_least=0)
+    lr = check_optional_lr("lr", lr)
     if warmup_init and not relative_step:
         remedy = f"{original} refuses both together: leave warmup_init out, and warm lr up with a schedule."
         raise original_refuses("warmup_init", "False with relative_step=False", warmup_init, remedy)
-    eps1, eps2 = check_pair("eps", eps, "(added to g^2, smallest parameter scale)")
+    what = "of what is added to g^2 and the smallest parameter scale"
+    eps1, *scale = check_items("eps", eps, what, least=2 if scale_parameter else 1)
     return Recipe(
         lr=_base(warmup_init) if lr is None else lr,
         relative_step=relative_step,
         multiply_by_parameter_scale=scale_parameter,
-        eps2=check_number("eps[1]", eps2, at_least=0),
-        beta2=power_decay(-check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)),
-        eps1=check_number("eps[0]", eps1, **TINY),
+        eps2=check_scale("eps[1]", scale[0]) if scale_parameter else 1e-3,
+        beta2=power_decay(check_exponent("decay_rate", decay_rate, minus=True)),
+        eps1=check_eps1("eps[0]", eps1),
         clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
-        beta1=check_optional("beta1", beta1, at_least=0, below=1),
+        beta1=check_beta1("beta1", beta1),
         momentum_of="step",
-        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
+        weight_decay=check_decay("weight_decay", weight_decay),
         weight_decay_by="step",
     )

@@ -1,15 +1,21 @@
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from .._names import per_name
 from .._recipe import Recipe
-from ..errors import check_number, check_whole, refusal, refuse_unknown_keywords
+from ..errors import refusal, refuse_unknown_keywords
 from ..factoring import Rule, largest_two, last_two, no_factoring
-from ..schedules import ScalarOrSchedule, power_decay, product, relative_step
+from ..schedules import ScalarOrSchedule, check_schedule, power_decay, product, relative_step
 from ._arguments import (
-    TINY,
+    NO_AVERAGE,
+    check_beta1,
+    check_eps1,
     check_flags,
-    check_optional_schedule,
+    check_min_dim,
+    check_optional_lr,
+    check_range,
+    check_scale,
     check_threshold,
     is_off,
     not_reproduced,
@@ -51,8 +57,8 @@ def tensor2tensor(
         learning_rate: a number or a function of t (t = 1 first); None for the relative step.
         decay_rate: beta2, a number or a function of t (a tensor in the original); None for 1 - t^-0.8. Its helper
             adafactor_decay_rate_adam(b) is `schedules.adam_decay(b)`.
-        beta1: decay of an average of the step, 0 is off.
-        clipping_threshold: of RMS(u), None is off.
+        beta1: decay of an average of the step, 0 and None are off.
+        clipping_threshold: of RMS(u), None and negative ones are off.
         factored: False keeps the second moment whole.
         simulated_quantize_bits, parameter_encoding: must be None.
         use_locking, name: no effect.
@@ -116,7 +122,7 @@ def mesh_tensorflow(
         remedy = "factoring=explicit(rows, cols, batch=...) treats a stack as separate parameters."
         raise not_reproduced("stacked_dim_names", "None or empty here", stacked_dim_names, why, remedy)
     scales, factored = check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
     excluded = () if exclude_from_parameter_scale is None else exclude_from_parameter_scale
     if not isinstance(excluded, list | tuple) or not all(isinstance(part, str) for part in excluded):
         raise refusal("exclude_from_parameter_scale", "a list of parts of names", exclude_from_parameter_scale)
@@ -146,10 +152,12 @@ def _recipe(
     epsilon1: float,
     epsilon2: float,
 ) -> Recipe:
-    given_lr = check_optional_schedule("learning_rate", learning_rate, at_least=0)
-    remedy = "It is beta2 itself, not an exponent."
-    beta2 = check_optional_schedule("decay_rate", decay_rate, at_least=0, below=1, remedy=remedy)
-    beta1 = check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
+    given_lr = check_optional_lr("learning_rate", learning_rate)
+    beta2 = decay_rate
+    if beta2 is not None:
+        bounds: dict[str, Any] = {"at_least": 0, "below": 1, "remedy": "It is beta2 itself, not an exponent."}
+        beta2 = check_range("decay_rate", beta2, NO_AVERAGE, check_schedule, **bounds)
+    average = check_beta1("beta1", beta1, remedy="0 switches the first moment off.")
     lr: ScalarOrSchedule = 1e-2 if given_lr is None else given_lr
     relative = given_lr is None
     if relative and not isinstance(scaled, per_name) and not scaled:
@@ -158,11 +166,11 @@ def _recipe(
         lr=lr,
         relative_step=relative,
         multiply_by_parameter_scale=scaled,
-        eps2=check_number("epsilon2", epsilon2, at_least=0),
+        eps2=check_scale("epsilon2", epsilon2),
         beta2=power_decay() if beta2 is None else beta2,
         factoring=factoring,
-        eps1=check_number("epsilon1", epsilon1, **TINY),
+        eps1=check_eps1("epsilon1", epsilon1),
         clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
-        beta1=None if is_off(beta1) else beta1,
+        beta1=None if is_off(average) else average,
         momentum_of="step",
     )

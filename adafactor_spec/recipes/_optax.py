@@ -2,14 +2,17 @@ from typing import Any
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, check_step, check_whole, refuse_unknown_keywords
+from ..errors import refuse_unknown_keywords
 from ..factoring import largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
 from ._arguments import (
-    POSITIVE_EXPONENT,
-    TINY,
+    GROWS,
+    check_beta1,
+    check_eps1,
+    check_exponent,
     check_flags,
-    check_optional,
+    check_min_dim,
+    check_offset,
     check_threshold,
     not_a_recipes,
     of_count,
@@ -44,9 +47,9 @@ def optax(
         decay_rate: exponent of beta2_t = 1 - t^-decay_rate.
         decay_offset: subtracted from t in beta2_t.
         multiply_by_parameter_scale: multiply by max(1e-3, RMS(p)).
-        clipping_threshold: of RMS(u), None is off.
+        clipping_threshold: of RMS(u), None and negative ones are off.
         momentum: decay of an average of the step, None is off.
-        dtype_momentum: its storage dtype; a 16-bit one is multiplied by the decay in 16 bits.
+        dtype_momentum: its storage dtype, None is the parameter's; a 16-bit one is multiplied by the decay in 16 bits.
         weight_decay_rate: times p, not times the learning rate: a number or a schedule of optax's count; None is off.
         eps: added to g^2.
         factored: False keeps the second moment whole.
@@ -57,22 +60,22 @@ def optax(
     remedy = "Pass it to adafactor_jax.adafactor, or use parameter groups in torch."
     not_a_recipes("weight_decay_mask", weight_decay_mask, None, remedy)
     lr = of_count("learning_rate", learning_rate)
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
-    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    offset = check_step("decay_offset", decay_offset)
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
+    exponent = check_exponent("decay_rate", decay_rate, minus=False)
+    offset = check_offset("decay_offset", decay_offset)
     scales, factored = check_flags(multiply_by_parameter_scale=multiply_by_parameter_scale, factored=factored)
-    decay = of_count("weight_decay_rate", weight_decay_rate)
+    decay = of_count("weight_decay_rate", weight_decay_rate, GROWS)
     return Recipe(
         lr=1.0 if lr is None else lr,
         relative_step=False,
         multiply_by_parameter_scale=scales,
         beta2=power_decay(exponent, offset=offset),
         factoring=largest_two(min_dim) if factored else no_factoring,
-        eps1=check_number("eps", eps, **TINY),
+        eps1=check_eps1("eps", eps),
         clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
-        beta1=check_optional("momentum", momentum, at_least=0, below=1),
+        beta1=check_beta1("momentum", momentum),
         momentum_of="step",
-        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
+        momentum_dtype=None if dtype_momentum is None else name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
         weight_decay=0.0 if decay is None else decay,
         weight_decay_by="one",

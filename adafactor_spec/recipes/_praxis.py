@@ -4,12 +4,19 @@ from typing import Any
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of, spelled
-from ..errors import check_choice, check_number, check_whole, plain_text, refusal, refuse_unknown_keywords
+from ..errors import check_choice, is_number, plain_number, plain_text, refusal, refuse_unknown_keywords
 from ..factoring import largest_two, last_two, limited, no_factoring
 from ..schedules import ScalarOrSchedule, adam_decay, power_decay
 from ._arguments import (
-    TINY,
+    NO_AVERAGE,
+    ORIGINAL,
+    check_beta1,
+    check_decay,
+    check_eps1,
     check_flags,
+    check_min_dim,
+    check_range,
+    check_scale,
     check_threshold,
     is_off,
     not_reproduced,
@@ -67,8 +74,8 @@ def praxis(
         layerwise_adaptation: must be False.
         decay_method: "pow" for beta2_t = 1 - t^-decay_pow, "adam" for section 7.1's decay of decay_adam.
         decay_adam, decay_pow: see decay_method.
-        beta1: decay of an average of the step, 0 is off.
-        clip_threshold: of RMS(u), None is off.
+        beta1: decay of an average of the step, 0 and None are off.
+        clip_threshold: of RMS(u), None and negative ones are off.
         factored: False keeps the second moment whole.
         epsilon1_grad_sq_reg: added to g^2.
         quantized_dtype: storage dtype of the momentum: bfloat16, float32 or (here) float64 where there is a momentum.
@@ -101,27 +108,33 @@ def praxis(
         raise original_refuses("decay_method", "'pow' or 'adam'", decay_method, remedy)
     beta2: ScalarOrSchedule
     if check_choice("decay_method", decay_method, ("pow", "adam")) == "adam":
-        beta2 = adam_decay(check_number("decay_adam", decay_adam, above=0, below=1))
+        why = ORIGINAL if _is_not_positive(decay_adam) else NO_AVERAGE
+        beta2 = adam_decay(check_range("decay_adam", decay_adam, why, above=0, below=1))
     else:
-        beta2 = power_decay(check_number("decay_pow", decay_pow, above=0, remedy="0.8 in the paper."))
-    beta1 = check_number("beta1", beta1, at_least=0, below=1, remedy="0 switches the first moment off.")
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+        beta2 = power_decay(check_range("decay_pow", decay_pow, ORIGINAL, above=0, remedy="0.8 in the paper."))
+    average = check_beta1("beta1", beta1, remedy="0 switches the first moment off.")
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
     sorted_or_last = limited(largest_two(min_dim, ties="first"), rows_last=True) if by_size else last_two
     return Recipe(
         lr=of_count("learning_rate_fn", learning_rate_fn),
         relative_step=False,
         multiply_by_parameter_scale=scales,
-        eps2=check_number("epsilon2_param_scale_reg", epsilon2_param_scale_reg, at_least=0),
+        eps2=check_scale("epsilon2_param_scale_reg", epsilon2_param_scale_reg),
         beta2=beta2,
         factoring=sorted_or_last if factored else no_factoring,
-        eps1=check_number("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg, **TINY),
+        eps1=check_eps1("epsilon1_grad_sq_reg", epsilon1_grad_sq_reg),
         clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=True),
-        beta1=None if is_off(beta1) else beta1,
+        beta1=None if is_off(average) else average,
         momentum_of="step",
-        momentum_dtype=_momentum_dtype(quantized_dtype, averages=not is_off(beta1)),
+        momentum_dtype=_momentum_dtype(quantized_dtype, averages=not is_off(average)),
         weight_decay=decay,
         weight_decay_by="lr",
     )
+
+
+def _is_not_positive(number: Any) -> bool:
+    plain = plain_number(number)
+    return is_number(plain) and plain <= 0
 
 
 def _momentum_dtype(dtype: Any, *, averages: bool) -> str | None:
@@ -140,7 +153,7 @@ def _momentum_dtype(dtype: Any, *, averages: bool) -> str | None:
 
 def _weight_decay(weight_decay: float | Mapping[str, float] | None) -> Any:
     if not isinstance(weight_decay, Mapping):
-        return 0.0 if weight_decay is None else check_number("weight_decay", weight_decay, at_least=0)
+        return 0.0 if weight_decay is None else check_decay("weight_decay", weight_decay)
     pairs = pairs_of("weight_decay", weight_decay)
-    checked = {pattern: check_number("weight_decay", value, at_least=0) for pattern, value in pairs.items()}
+    checked = {pattern: check_decay("weight_decay", value) for pattern, value in pairs.items()}
     return per_name({rf"\A(?:{pattern})": value for pattern, value in reversed(checked.items())}, default=0.0)

@@ -2,15 +2,18 @@ from typing import Any, Literal
 
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, refuse_unknown_keywords
+from ..errors import refuse_unknown_keywords
 from ..schedules import ScalarOrSchedule, linear_warmup, power_decay
 from ._arguments import (
-    NEGATIVE_EXPONENT,
-    TINY,
+    ORIGINAL,
+    check_beta1,
+    check_decay,
+    check_eps1,
+    check_exponent,
     check_flags,
-    check_optional,
-    check_optional_schedule,
+    check_optional_lr,
     check_pair,
+    check_range,
     check_threshold,
     not_a_recipes,
     original_refuses,
@@ -53,7 +56,7 @@ def pytorch_optimizer(
         weight_decay: see above.
         weight_decouple: False adds weight_decay * p to the gradient (L2).
         fixed_decay: the decay is not multiplied by the step size.
-        clip_threshold: of RMS(u); inf is off.
+        clip_threshold: of RMS(u); inf and negative ones are off.
         ams_bound: must be False.
         scale_parameter: multiply by max(eps2, RMS(p)).
         relative_step: the step size of the paper instead of lr.
@@ -76,14 +79,14 @@ def pytorch_optimizer(
     why = "The mask of cautious optimizers is no part of the definition."
     unsupported("cautious", cautious, False, why, "Leave cautious out.")
     not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
-    lr = check_optional_schedule("lr", lr, at_least=0)
+    lr = check_optional_lr("lr", lr, ORIGINAL)
     if lr is None and not relative_step:
         raise original_refuses("lr", "a number with relative_step=False", lr, "It fails without one: give lr.")
     beta1, cap = check_pair("betas", betas, "(beta1 or None, cap of beta2)")
-    beta1 = check_optional("betas[0]", beta1, at_least=0, below=1)
-    cap = check_number("betas[1]", cap, at_least=0, below=1)
-    exponent = -check_number("decay_rate", decay_rate, at_most=0, remedy=NEGATIVE_EXPONENT)
-    eps1 = check_number("eps1", eps1, **TINY)
+    beta1 = check_beta1("betas[0]", beta1, ORIGINAL)
+    cap = check_range("betas[1]", cap, ORIGINAL, at_least=0, below=1)
+    exponent = check_exponent("decay_rate", decay_rate, minus=True)
+    eps1 = check_eps1("eps1", eps1, refused=True)
     dtype = name_of(momentum_dtype, "momentum_dtype")
     relative = linear_warmup(1.0, steps=1_000_000) if warmup_init else 1e-2
     by: Literal["step", "one", "grad"] = "grad" if not weight_decouple else "one" if fixed_decay else "step"
@@ -91,7 +94,7 @@ def pytorch_optimizer(
         lr=relative if relative_step or lr is None else lr,
         relative_step=relative_step,
         multiply_by_parameter_scale=scale_parameter,
-        eps2=check_number("eps2", eps2, at_least=0),
+        eps2=check_range("eps2", eps2, ORIGINAL, at_least=0),
         beta2=power_decay(exponent, cap=cap),
         eps1=1e-7 if dtype == "float16" else eps1,
         clipping_threshold=check_threshold("clip_threshold", clip_threshold, optional=False),
@@ -99,7 +102,7 @@ def pytorch_optimizer(
         momentum_of="step",
         momentum_dtype=dtype,
         momentum_rounding="use",
-        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
+        weight_decay=check_decay("weight_decay", weight_decay, ORIGINAL),
         weight_decay_by=by,
         state_dtype="param",
     )

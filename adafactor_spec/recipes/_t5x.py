@@ -1,19 +1,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from .._names import per_name
 from .._recipe import Recipe
 from ..dtypes import name_of
-from ..errors import check_number, check_step, check_whole, refuse_unknown_keywords
+from ..errors import is_number, plain_number, refuse_unknown_keywords, shown
 from ..factoring import Rule, largest_two, no_factoring
 from ..schedules import ScalarOrSchedule, power_decay
 from ._arguments import (
-    POSITIVE_EXPONENT,
-    TINY,
+    GROWS,
+    attribute,
+    check_beta1,
+    check_eps1,
+    check_exponent,
+    check_flag,
     check_flags,
+    check_min_dim,
+    check_offset,
     check_optional,
+    check_range,
+    check_scale,
     check_threshold,
     is_off,
     of_count,
@@ -59,17 +65,17 @@ def flax(
         beta1: decay of an average of the step, None is off.
         decay_rate: exponent of beta2_t = 1 - t^-decay_rate.
         step_offset: subtracted from t in beta2_t.
-        clipping_threshold: of RMS(u), None is off.
+        clipping_threshold: of RMS(u), None and negative ones are off.
         weight_decay_rate: times p, not times the learning rate; None is off.
         min_dim_size_to_factor: factor where the second largest axis has at least this many elements.
         epsilon1: added to g^2.
         epsilon2: smallest parameter scale.
-        dtype_momentum: storage dtype of the momentum.
+        dtype_momentum: storage dtype of the momentum, None is float32.
 
     Source: google/flax at 47418b3, flax/optim/adafactor.py.
     """
     factored, scaled = check_flags(factored=factored, multiply_by_parameter_scale=multiply_by_parameter_scale)
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
     return _recipe(
         learning_rate,
         factoring=largest_two(min_dim) if factored else no_factoring,
@@ -129,8 +135,8 @@ def t5x(
         logical_factor_rules: {logical axis: role}, or "standard" or "moe" for T5X's own. They need
             `param_logical_axes` and then come before factor_map.
         weight_decay_rate_lr_exponent: see above.
-        global_norm_clip_threshold: must be None.
-        max_parameter_scale: largest parameter scale.
+        global_norm_clip_threshold: must be None, or 0 or negative, which is off.
+        max_parameter_scale: largest parameter scale, also where epsilon2 is larger.
         skip_nan_updates: must be False.
         param_logical_axes: what T5X's set_param_axes is given: {regular expression for a whole name: logical axes}.
 
@@ -138,14 +144,23 @@ def t5x(
     """
     factored, skip_nan_updates = check_flags(factored=factored, skip_nan_updates=skip_nan_updates)
     scaled: Any = multiply_by_parameter_scale
-    if not isinstance(scaled, bool | np.bool_):
-        scaled = per_name(pairs_of("multiply_by_parameter_scale", scaled))
-    min_dim = check_whole("min_dim_size_to_factor", min_dim_size_to_factor, at_least=0)
-    exponent = check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, at_least=0)
-    decay = check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
+    if isinstance(attribute(scaled, "_rules"), Mapping | list | tuple):
+        pairs = pairs_of("multiply_by_parameter_scale", scaled)
+        scaled = per_name(
+            {name: check_flag(f"multiply_by_parameter_scale[{shown(name)}]", own) for name, own in pairs.items()}
+        )
+    else:
+        scaled = check_flag("multiply_by_parameter_scale", scaled)
+    min_dim = check_min_dim("min_dim_size_to_factor", min_dim_size_to_factor)
+    grows = "With a negative one the original's decay grows as the learning rate falls, beyond all bounds at 0."
+    exponent = check_optional("weight_decay_rate_lr_exponent", weight_decay_rate_lr_exponent, grows, at_least=0)
+    decay = check_optional("weight_decay_rate", weight_decay_rate, GROWS, at_least=0)
     clip = "optax.clip_by_global_norm or torch.nn.utils.clip_grad_norm_ before the step does it."
-    norm = check_optional("global_norm_clip_threshold", global_norm_clip_threshold)
-    unsupported("global_norm_clip_threshold", None if is_off(norm) else norm, None, "It couples parameters.", clip)
+    norm = plain_number(global_norm_clip_threshold)
+    off = global_norm_clip_threshold is None or (is_number(norm) and norm <= 0)
+    unsupported(
+        "global_norm_clip_threshold", None if off else global_norm_clip_threshold, None, "It couples parameters.", clip
+    )
     why = "Skipping single NaN elements is no part of the definition."
     unsupported("skip_nan_updates", skip_nan_updates, False, why, "optax.apply_if_finite skips whole steps.")
     factoring = factoring_of(factored, factor_map, logical_factor_rules, param_logical_axes, min_dim)
@@ -183,21 +198,27 @@ def _recipe(
     weight_decay_by: Any = "one",
     max_parameter_scale: float | None = None,
 ) -> Recipe:
-    exponent = check_number("decay_rate", decay_rate, at_least=0, remedy=POSITIVE_EXPONENT)
-    decay = check_optional("weight_decay_rate", weight_decay_rate, at_least=0)
+    exponent = check_exponent("decay_rate", decay_rate, minus=False)
+    decay = check_optional("weight_decay_rate", weight_decay_rate, GROWS, at_least=0)
+    least, most = check_scale("epsilon2", epsilon2), max_parameter_scale
+    if most is not None:
+        why = "The original multiplies every step by it where RMS(p) is larger."
+        most = check_range("max_parameter_scale", most, why, above=0)
+        if is_number(least) and is_number(most):  # the original takes the smaller one last
+            least = min(least, most)
     return Recipe(
         lr=of_count("learning_rate", learning_rate),
         relative_step=False,
         multiply_by_parameter_scale=scaled,
-        eps2=check_number("epsilon2", epsilon2, at_least=0),
-        max_parameter_scale=max_parameter_scale,
-        beta2=power_decay(exponent, offset=check_step("step_offset", step_offset)),
+        eps2=least,
+        max_parameter_scale=most,
+        beta2=power_decay(exponent, offset=check_offset("step_offset", step_offset)),
         factoring=factoring,
-        eps1=check_number("epsilon1", epsilon1, **TINY),
+        eps1=check_eps1("epsilon1", epsilon1),
         clipping_threshold=check_threshold("clipping_threshold", clipping_threshold, optional=True),
-        beta1=check_optional("beta1", beta1, at_least=0, below=1),
+        beta1=check_beta1("beta1", beta1),
         momentum_of="step",
-        momentum_dtype=name_of(dtype_momentum, "dtype_momentum"),
+        momentum_dtype="float32" if dtype_momentum is None else name_of(dtype_momentum, "dtype_momentum"),
         momentum_rounding="decay",
         weight_decay=0.0 if decay is None else decay,
         weight_decay_by=weight_decay_by,

@@ -55,7 +55,7 @@ def factoring_of(
             rf"\A(?:{pattern})\Z": _rule(f"param_logical_axes[{pattern!r}]", _roles(pattern, axes, roles_of), min_dim)
             for pattern, axes in named_axes.items()
         }
-    elif factor_map is not None:
+    elif factor_map is not None and not _is_empty(factor_map):
         rules = {
             pattern: _written(f"factor_map[{pattern!r}]", roles, min_dim)
             for pattern, roles in pairs_of("factor_map", factor_map).items()
@@ -65,6 +65,11 @@ def factoring_of(
             _logical_rules(logical_factor_rules)
         return _by_size(min_dim)
     return by_name(rules, default=None)
+
+
+def _is_empty(factor_map: Any) -> bool:
+    """Whether T5X takes a map for none: it asks for its truth."""
+    return isinstance(factor_map, Mapping | list | tuple) and not factor_map
 
 
 def _by_size(min_dim: int, axes: tuple[int, int] = (0, 2)) -> Rule:

@@ -1,7 +1,16 @@
 from .._recipe import Recipe
-from ..errors import check_flag, check_number, refuse_unknown_keywords
+from ..errors import refuse_unknown_keywords
 from ..schedules import power_decay
-from ._arguments import NEGATIVE_EXPONENT, TINY, check_optional, check_pair, not_a_recipes
+from ._arguments import (
+    ORIGINAL,
+    check_decay,
+    check_eps1,
+    check_exponent,
+    check_flag,
+    check_pair,
+    check_range,
+    not_a_recipes,
+)
 
 
 @refuse_unknown_keywords(
@@ -39,14 +48,14 @@ def torch(
     maximize = check_flag("maximize", maximize)
     not_a_recipes("maximize", maximize, False, "Pass maximize=True to adafactor_torch.Adafactor.")
     return Recipe(
-        lr=check_number("lr", lr, at_least=0, remedy="Its tensor form is not supported: give the number."),
+        lr=check_range("lr", lr, ORIGINAL, at_least=0, remedy="Its tensor form is not supported: give the number."),
         relative_step=True,
-        eps2=check_number("eps[1]", eps2, at_least=0),
-        beta2=power_decay(-check_number("beta2_decay", beta2_decay, at_most=0, remedy=NEGATIVE_EXPONENT)),
-        eps1=check_optional("eps[0]", eps1, **TINY),
+        eps2=check_range("eps[1]", eps2, ORIGINAL, at_least=0),
+        beta2=power_decay(check_exponent("beta2_decay", beta2_decay, ORIGINAL, minus=True)),
+        eps1=None if eps1 is None else check_eps1("eps[0]", eps1, refused=True),
         eps1_mode="floor",
-        clipping_threshold=check_number("d", d, at_least=1, infinite=True),
-        weight_decay=check_number("weight_decay", weight_decay, at_least=0),
+        clipping_threshold=check_range("d", d, ORIGINAL, at_least=1, infinite=True),
+        weight_decay=check_decay("weight_decay", weight_decay, ORIGINAL),
         weight_decay_by="lr",
         state_dtype="param",
     )

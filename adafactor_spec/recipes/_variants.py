@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._recipe import Recipe
-from ..errors import check_flag, check_number, check_step
+from ..errors import check_flag, check_step
 from ..schedules import (
     ScalarOrSchedule,
-    check_schedule,
     cosine_decay,
     inverse_sqrt,
     linear_cooldown,
@@ -15,7 +14,7 @@ from ..schedules import (
     product,
     zero_based,
 )
-from ._arguments import of_count
+from ._arguments import CLIMBS, check_lr, check_range, of_count
 from ._big_vision import big_vision
 from ._fairseq import kohya, transformers
 from ._praxis import praxis
@@ -195,7 +194,7 @@ def kohya_finetune(lr: float = 4e-7, warmup_steps: int = 100) -> Recipe:
     Source: kohya-ss/sd-scripts, docs/train_SDXL-en.md.
     """
     warmup_steps = check_step("warmup_steps", warmup_steps, at_least=1)
-    lr = check_schedule("lr", lr, at_least=0)
+    lr = check_lr("lr", lr)
     warm = zero_based(linear_warmup(lr, warmup_steps))
     return kohya(lr=warm, scale_parameter=False, relative_step=False, warmup_init=False)
 
@@ -229,5 +228,5 @@ def algoperf(
 
 def _rsqrt_decay(base_learning_rate: float, warmup_steps: int) -> ScalarOrSchedule:
     """T5X's factors "constant * rsqrt_decay", of the count."""
-    base = check_number("base_learning_rate", base_learning_rate, at_least=0)
+    base = check_range("base_learning_rate", base_learning_rate, CLIMBS, at_least=0)
     return product(base, inverse_sqrt(check_step("warmup_steps", warmup_steps, at_least=1)))

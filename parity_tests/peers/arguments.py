@@ -59,12 +59,14 @@ ANY_LR = (*LR, 1.0)
 EPS1 = (1e-30, log_uniform(-20, -1))
 FLOOR = (None, log_uniform(-15, -1))  # its square must be a float32 for the original to survive a zero gradient
 EPS2 = (0.0, 1e-3, log_uniform(-6, 0))
-CLIP = (1.0, INF, log_uniform(-1, 1))
+ANY_EPS2 = (*EPS2, -1e-3)
+CLIP = (1.0, INF, -1.0, log_uniform(-1, 1))
+TRUTH = (*FLAG, 0, 1)
 EXPONENT = (0.8, 0.0, 1.0, uniform(0.3, 1.2))
 MINUS_EXPONENT = (-0.8, 0.0, -1.0, lambda rng: -float(rng.uniform(0.3, 1.2)))
 BETA1 = (None, 0.0, 0.9, uniform(0.0, 0.99))
 DECAY = (0.0, log_uniform(-4, -0.5))
-MIN_DIM = (0, 1, 2, 3, 4, 5, 7)
+MIN_DIM = (0, 1, 2, 3, 4, 5, 7, 2.5, -3)
 
 
 def torch(rng: Random) -> Arguments:
@@ -85,13 +87,13 @@ def transformers(rng: Random) -> Arguments:
     kwargs = given(
         rng,
         {
-            "eps": (lambda r: (chosen(r, EPS1), chosen(r, EPS2)),),
+            "eps": (lambda r: (chosen(r, EPS1), chosen(r, ANY_EPS2), *((0.5,) if r.random() < 0.2 else ())),),
             "clip_threshold": CLIP,
             "decay_rate": MINUS_EXPONENT,
             "beta1": BETA1,
             "weight_decay": DECAY,
-            "scale_parameter": FLAG,
-            "relative_step": FLAG,
+            "scale_parameter": TRUTH,
+            "relative_step": TRUTH,
         },
     )
     if kwargs.get("relative_step", True):  # lr and warmup_init exclude each other, in the original too
@@ -105,10 +107,10 @@ def timm(rng: Random) -> Arguments:
         {
             "lr": (None, *LR),
             "eps": EPS1,
-            "eps_scale": EPS2,
+            "eps_scale": ANY_EPS2,
             "clip_threshold": CLIP,
             "decay_rate": MINUS_EXPONENT,
-            "betas": (None, lambda r: (chosen(r, BETA1), chosen(r, (0.999, 0.5)))),
+            "betas": (None, lambda r: (chosen(r, BETA1), chosen(r, (0.999, 0.5))), lambda r: [chosen(r, BETA1)]),
             "weight_decay": DECAY,
             "scale_parameter": FLAG,
             "min_dim_size_to_factor": MIN_DIM,
@@ -129,7 +131,7 @@ def timm_big_vision(rng: Random) -> Arguments:
             "min_dim_size_to_factor": MIN_DIM,
             "decay_rate": EXPONENT,
             "decay_offset": (0, 1, 3, -2, -1000),
-            "beta2_cap": (0.999, 0.0, 0.5, 1.0),
+            "beta2_cap": (0.999, 0.0, 0.5, 1.0, 1.5),
             "momentum": BETA1,
             "eps": (None, *EPS1),
             "weight_decay": DECAY,
@@ -175,13 +177,13 @@ def optax(rng: Random) -> Arguments:
             "min_dim_size_to_factor": MIN_DIM,
             "decay_rate": EXPONENT,
             "decay_offset": (0, -1, -3),
-            "multiply_by_parameter_scale": FLAG,
+            "multiply_by_parameter_scale": TRUTH,
             "clipping_threshold": (None, *CLIP),
             "momentum": BETA1,
-            "dtype_momentum": ("float32", "bfloat16", "float16"),
+            "dtype_momentum": (None, "float32", "bfloat16", "float16"),
             "weight_decay_rate": (None, *DECAY),
             "eps": EPS1,
-            "factored": FLAG,
+            "factored": TRUTH,
         },
     )
 
@@ -193,7 +195,7 @@ def keras(rng: Random) -> Arguments:
             "learning_rate": (*ANY_LR, lambda r: Decay(float(10.0 ** r.uniform(-4, 0)), float(r.uniform(0, 2)))),
             "beta_2_decay": MINUS_EXPONENT,
             "epsilon_1": EPS1,
-            "epsilon_2": EPS2,
+            "epsilon_2": ANY_EPS2,
             "clip_threshold": CLIP,
             "relative_step": FLAG,
             "weight_decay": (None, *DECAY),
