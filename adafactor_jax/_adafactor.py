@@ -72,7 +72,7 @@ def adafactor(
         telemetry: whether the state has `telemetry`: `step_size`, `update_rms`, `clip_factor`, `parameter_rms`.
         mesh: sum over devices twice per axis of this mesh, for all parameters together. None leaves sums to XLA, which
             makes one or more for each parameter.
-        specs: with a mesh, how the parameters lie on it: a tree of PartitionSpecs or a prefix of one. None asks the
+        specs: with a mesh, the shardings of the parameters: a tree of PartitionSpecs or a prefix of one. None asks the
             parameters, which say so on an Explicit mesh.
         relative_step, multiply_by_parameter_scale, eps2, max_parameter_scale, beta2, factoring, eps1, eps1_mode,
             amsgrad, clipping_threshold, beta1, momentum_of, debias, momentum_dtype, momentum_rounding, weight_decay,

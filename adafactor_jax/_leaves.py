@@ -1,4 +1,4 @@
-"""Trees, leaf by leaf: names for factoring rules, dtypes, masks, and gradients that are missing."""
+"""Takes trees apart into leaves: their names for factoring rules, dtypes, masks, and missing gradients."""
 
 import functools
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""A chain of pieces as one optimizer: it counts, rounds the weights, and tells what it did."""
+"""Makes one optimizer of a chain of pieces: it counts steps, rounds the new weights, and records telemetry."""
 
 from typing import Any, NamedTuple
 
@@ -28,11 +28,11 @@ from ._standalone import next_count
 from ._states import NOTHING, States
 from ._step import Piece, Step, Telemetry, local
 
-ByLeaf = dict[int, Any]  # what there is of some leaves, by their position
+ByLeaf = dict[int, Any]  # values of those leaves that have one, by the position of the leaf
 
 
 class AdafactorState(NamedTuple):
-    """Finished steps, the states of the pieces, and what was asked for beside them."""
+    """The count of finished steps, the states of the pieces, and, where asked for, compensations and telemetry."""
 
     count: jax.Array  # type: ignore[assignment]  # int32, shape (); the name that optax's tree utilities look for
     inner: Any
@@ -46,18 +46,18 @@ def optimizer(
     """The transformation of a chain.
 
     Args:
-        chain: of pieces, from the gradient to what `optax.apply_updates` is to add.
+        chain: the pieces, from the gradient to the change of the parameter.
         rule: how parameters are factored.
         rounding: how a 16-bit parameter is rounded.
         telemetry: whether the state has `Telemetry`.
-        scales: whether a piece of the chain asks for RMS(p).
-        split: how the parameters lie on a mesh, for one sum over devices per phase; None leaves that to XLA.
+        scales: whether a piece of the chain uses RMS(p).
+        split: the shardings of the parameters, for one all-reduce per phase; None leaves the sums to XLA.
     """
 
-    def untold(leaf: Leaf, p: Any) -> jax.Array:
+    def zeros_for_telemetry(leaf: Leaf, p: Any) -> jax.Array:
         batch = leaf.plan(rule).batch
-        kept = tuple(n if axis in batch else 1 for axis, n in enumerate(leaf.shape))
-        zeros = jnp.asarray(zeros_like(p, kept, "float32"))
+        shape = tuple(n if axis in batch else 1 for axis, n in enumerate(leaf.shape))
+        zeros = jnp.asarray(zeros_like(p, shape, "float32"))
         return jnp.reshape(zeros, tuple(leaf.shape[axis] for axis in batch))
 
     def init(params: Tree) -> AdafactorState:
@@ -65,12 +65,12 @@ def optimizer(
         rows = list(zip(leaves, values, strict=True))
         kept = [zeros_like(p, leaf.shape if rounding.compensates(leaf) else None, "bfloat16") for leaf, p in rows]
         names = Telemetry._fields if telemetry else ()
-        told = {name: tree_of(structure, [untold(leaf, p) for leaf, p in rows]) for name in names}
+        begun = {name: tree_of(structure, [zeros_for_telemetry(leaf, p) for leaf, p in rows]) for name in names}
         return AdafactorState(
             count=jnp.zeros([], jnp.int32),
             inner=chain.init(params),
             compensation=tree_of(structure, kept),
-            telemetry=Telemetry(**told) if telemetry else None,
+            telemetry=Telemetry(**begun) if telemetry else None,
         )
 
     def update(updates: Tree, state: AdafactorState, params: Tree | None = None, **extra: Any) -> Any:
@@ -87,13 +87,13 @@ def optimizer(
             step = Step(t, leaves, before, means, [rule] if scales or telemetry else [])
             given = [Recomputed.of(grads[i], leaf.compute) if i in grads else None for i, leaf in enumerate(leaves)]
             made, inner = chain.update(given, inner, params, step=step)
-            told = {i: _told(step, rule, i) for i in grads} if telemetry else {}
-            return {i: u for i, u in enumerate(made) if u is not None}, inner, told
+            recorded = {i: _telemetry_of(step, rule, i) for i in grads} if telemetry else {}
+            return {i: u for i, u in enumerate(made) if u is not None}, inner, recorded
 
         if split is not None and specs:
-            told_at = {leaf.position: _batch_of(specs[leaf.position], leaf, rule) for leaf in leaves if telemetry}
-            phases = split.over(phases, chain, params, specs, told_at)
-        made, inner, told = phases(t, _present(grads), state.inner, _present(values), _present(kept))
+            recorded_at = {leaf.position: _batch_of(specs[leaf.position], leaf, rule) for leaf in leaves if telemetry}
+            phases = split.over(phases, chain, params, specs, recorded_at)
+        made, inner, recorded = phases(t, _present(grads), state.inner, _present(values), _present(kept))
 
         def one(leaf: Leaf, g: Any, p: Any, c: Any) -> tuple[Any, Any]:
             if g is None:
@@ -102,21 +102,22 @@ def optimizer(
             return rounding.update(recomputed(made[leaf.position]), raw, before, c, jnp.result_type(g), leaf, t)
 
         out, kept = columns(2, one, leaves, grads, values, kept)
-        shown = None if state.telemetry is None else _shown(told, state.telemetry, structure)
-        return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), shown)
+        new_telemetry = None if state.telemetry is None else _as_trees(recorded, state.telemetry, structure)
+        return tree_of(structure, out), AdafactorState(count, inner, tree_of(structure, kept), new_telemetry)
 
     states = States(init)
     return GradientTransformation(init, own_promotion(update))
 
 
-def _check_state(states: States, state: Any, params: Tree, rounding: Rounding, told: bool) -> None:
-    """Refuse a state of other options or parameters: what it lacks would be missing, and what has another shape would
-    be broadcast, without a word."""
+def _check_state(states: States, state: Any, params: Tree, rounding: Rounding, telemetry: bool) -> None:
+    """Refuse a state of other options or parameters, which a step would silently broadcast or leave out."""
     found = states.difference(state, params)
     if found is None:
         return
-    if isinstance(state, AdafactorState) and (state.telemetry is not None) != told:
-        raise refusal("telemetry", "as it was when the state was made", told, "Or make a new state: tx.init(params).")
+    if isinstance(state, AdafactorState) and (state.telemetry is not None) != telemetry:
+        raise refusal(
+            "telemetry", "as it was when the state was made", telemetry, "Or make a new state: tx.init(params)."
+        )
     if found.where.startswith(".compensation") and NOTHING in (found.expected, found.found):
         remedy = "Or put zeros like the 16-bit parameters, in bfloat16, or None, in place of state.compensation."
         raise refusal("rounding", "the one that the state was made with", rounding.kind, remedy)
@@ -124,7 +125,7 @@ def _check_state(states: States, state: Any, params: Tree, rounding: Rounding, t
 
 
 def _present(values: list[Any]) -> ByLeaf:
-    """What there is, by position."""
+    """The values that are not None, by position."""
     return {position: jnp.asarray(value) for position, value in enumerate(values) if value is not None}
 
 
@@ -138,11 +139,11 @@ def _parameter(leaf: Leaf, p: jax.Array, kept: jax.Array | None) -> Recomputed:
 
 
 def _batch_of(spec: PartitionSpec, leaf: Leaf, rule: Rule) -> PartitionSpec:
-    """How the telemetry of a parameter lies: its batch axes as the parameter's."""
+    """The sharding of a parameter's telemetry: that of the parameter's batch axes."""
     return PartitionSpec(*(spec[axis] for axis in leaf.plan(rule).batch))
 
 
-def _told(step: Step, rule: Rule, position: int) -> Telemetry:
+def _telemetry_of(step: Step, rule: Rule, position: int) -> Telemetry:
     """The telemetry of one parameter in this step, with its batch axes and no others."""
     p_rms = step.parameter_rms(rule)[position]
     shape = tuple(p_rms.shape[axis] for axis in step.leaves[position].plan(rule).batch)
@@ -154,11 +155,11 @@ def _told(step: Step, rule: Rule, position: int) -> Telemetry:
     return Telemetry(*map(one, Telemetry._fields))
 
 
-def _shown(told: dict[int, Telemetry], before: Telemetry, structure: Any) -> Telemetry:
+def _as_trees(recorded: dict[int, Telemetry], before: Telemetry, structure: Any) -> Telemetry:
     """The telemetry as trees; that of the step before where a leaf had no gradient."""
 
     def tree(name: str) -> Tree:
         old = structure.flatten_up_to(getattr(before, name))
-        return tree_of(structure, [getattr(told[i], name) if i in told else x for i, x in enumerate(old)])
+        return tree_of(structure, [getattr(recorded[i], name) if i in recorded else x for i, x in enumerate(old)])
 
     return Telemetry(*map(tree, Telemetry._fields))

@@ -1,4 +1,4 @@
-"""From the change of a parameter to the update that `optax.apply_updates` is to add: where it lands is rounded once."""
+"""Turns the change of a parameter into the update for `optax.apply_updates`, so that the new weight is rounded once."""
 
 from dataclasses import dataclass
 from typing import Any

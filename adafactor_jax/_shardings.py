@@ -1,4 +1,4 @@
-"""Where the state of an optimizer lies, for parameters that lie on a mesh."""
+"""Computes the shardings of an optimizer's state from those of the parameters."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Tree) -> Tree:
-    """The shardings of the whole state of `tx`: what is kept of a parameter lies as the parameter does.
+    """The shardings of the whole state of `tx`: each part of the state is sharded like its parameter.
 
     Args:
         tx: any optax transformation, or a wrapper around one: whatever has an `init`.
         params: a tree of arrays or `jax.ShapeDtypeStruct`s. `.sharding` is a NamedSharding, of the same mesh for all of
-            them, Auto or Explicit; nothing is computed, and nothing has to be in memory. What lies on no mesh counts as
-            replicated, as `jax.jit` takes it, as long as some parameter lies on one.
+            them, Auto or Explicit; nothing is computed, and nothing has to be in memory. One without a mesh counts as
+            replicated, as for `jax.jit`, as long as some parameter has one.
 
     Returns:
         A tree like `tx.init(params)` of NamedShardings on that mesh. An axis of the state that is an axis of the
         parameter keeps its mesh axes; counts and other scalars, and axes that are reduced to size 1, are replicated.
 
     Raises:
-        ValueError: no parameter lies on a mesh, they lie on two, or one has a sharding of another kind.
+        ValueError: no parameter is on a mesh, they are on two, or one has a sharding of another kind.
         TypeError: `tx` has no `init`.
 
     Example:
@@ -45,7 +45,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree) -> Tree:
     if not callable(getattr(tx, "init", None)):
         raise TypeError(str(refusal("tx", "an optax transformation", tx, "Call its constructor: adafactor(1e-2).")))
     mesh = _mesh_of(params)
-    # On an Explicit mesh the type of every array says where it lies, so tracing `init` there answers the question.
+    # On an Explicit mesh the type of every array has its sharding, so that tracing `init` gives those of the state.
     explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
 
     def typed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -65,8 +65,8 @@ def zeros_like(
 ) -> jax.Array | None:
     """An array of zeros for the state of parameter `p`, or None where there is no shape.
 
-    Over a mesh it lies as `p` does, where its axes are those of `p`, or of the reshape `view` of it; an axis that is
-    reduced to size 1 is replicated. On an Auto mesh only an array says where it lies, and what is traced does not.
+    On a mesh its axes are sharded like those of `p`, or of the reshape `view` of it; an axis that is reduced to size 1
+    is replicated. On an Auto mesh only a concrete array has a sharding, a traced one has none.
     """
     if shape is None:
         return None
@@ -86,7 +86,7 @@ def zeros_like(
 
 
 def _mesh_of(params: Tree) -> AnyMesh:
-    """The one mesh that the parameters lie on."""
+    """The one mesh of all parameters."""
     found: AnyMesh | None = None
     first = ""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

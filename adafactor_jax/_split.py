@@ -1,7 +1,7 @@
-"""A step on the parts of its parameters that each device holds: all its means cross devices in one sum per phase.
+"""Steps, under `jax.shard_map`, the parts of the parameters that each device holds, with one all-reduce per phase.
 
-XLA, left to itself, sums over devices once for every mean: an all-reduce or two for each parameter. Here the phases run
-under `jax.shard_map`, and what one phase asks for, of all parameters, travels in one flat array along each mesh axis.
+XLA alone makes an all-reduce for every mean, one or two for each parameter. Here the phases run under `jax.shard_map`,
+and the sums of one phase, of all parameters, are put into one flat array, which is reduced along each mesh axis.
 """
 
 import math
@@ -23,8 +23,12 @@ from ._step import Part, Piece
 
 @dataclass(frozen=True)
 class Split:
-    """The mesh, and how parameters lie on it: a tree of PartitionSpecs, a prefix of one, or None on an Explicit mesh,
-    where the parameters say it themselves."""
+    """A mesh and the shardings of the parameters on it.
+
+    Attributes:
+        mesh: the mesh.
+        specs: a tree of PartitionSpecs, a prefix of one, or None on an Explicit mesh, where the parameters have them.
+    """
 
     mesh: Mesh
     specs: Tree = None
@@ -73,30 +77,32 @@ class Split:
         chain: Piece,
         params: Tree,
         specs: list[PartitionSpec],
-        told: dict[int, PartitionSpec],
+        recorded_at: dict[int, PartitionSpec],
     ) -> Callable[..., Any]:
-        """`phases(t, grads, inner, values, kept)` -> (changes, inner, telemetry) on every device's parts; all but t and
-        inner go by the position of a leaf. `told` has the spec of each leaf's telemetry."""
+        """`phases(t, grads, inner, values, kept)` -> (changes, inner, telemetry) on the parts of every device.
+
+        All but t and inner go by the position of a leaf. `recorded_at` has the spec of each leaf's telemetry.
+        """
         typed = [
             jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p), sharding=NamedSharding(self.mesh, spec))
             for p, spec in zip(jax.tree.leaves(params), specs, strict=True)
         ]
-        lies = state_shardings(chain, tree_of(structure_of(params), typed))
-        inner = jax.tree.map(lambda sharding: sharding.spec, lies)
+        shardings = state_shardings(chain, tree_of(structure_of(params), typed))
+        inner = jax.tree.map(lambda sharding: sharding.spec, shardings)
 
         def of(values: dict[int, Any]) -> dict[int, PartitionSpec]:
             return {position: specs[position] for position in values}
 
         def run(t: jax.Array, grads: Any, state: Any, values: Any, kept: Any) -> Any:
             def values_of(*args: Any) -> Any:
-                made, inner, told = phases(*args)
-                return {position: u.value for position, u in made.items()}, inner, told
+                made, inner, recorded = phases(*args)
+                return {position: u.value for position, u in made.items()}, inner, recorded
 
             return jax.shard_map(
                 values_of,
                 mesh=self.mesh,
                 in_specs=(PartitionSpec(), of(grads), inner, of(values), of(kept)),
-                out_specs=(of(grads), inner, {position: told[position] for position in grads if position in told}),
+                out_specs=(of(grads), inner, {i: recorded_at[i] for i in grads if i in recorded_at}),
                 check_vma=False,
             )(t, grads, state, values, kept)
 

@@ -1,4 +1,4 @@
-"""Transformations that count their own steps, made of pieces that are given the step."""
+"""Makes an optax transformation of a piece: it counts its own steps and passes the step on to the piece."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""Whether a state is one that `init` makes of these parameters. Known when a step is traced; no value is read."""
+"""Checks, when a step is traced, that a state is one that `init` makes for these parameters. No value is read."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What the pieces of one step share: its number, the parameters, means that cross devices, the telemetry."""
+"""What the pieces of one step share: its number, the parameters, means over all devices, and the telemetry."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

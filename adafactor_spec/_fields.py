@@ -1,4 +1,4 @@
-"""What each field of a recipe may be. Every check returns the plain value, and that is what a recipe keeps."""
+"""Checks each field of a recipe. Every check returns a plain value, and that is what the recipe stores."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

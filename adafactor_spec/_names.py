@@ -1,4 +1,4 @@
-"""What depends on the name of a parameter: the first regular expression that is found in it decides.
+"""Values that depend on a parameter's name: the first regular expression that is found in the name decides.
 
 A name is that of torch's `named_parameters()` ("encoder.0.weight") or the path in a JAX tree ("encoder/0/kernel").
 """

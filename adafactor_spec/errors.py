@@ -1,4 +1,4 @@
-"""The form of every refusal, and the checks, each of which returns the plain value of what it lets through.
+"""The form of every refusal, and the checks of arguments. Each check returns the plain value of what it accepts.
 
 A refusal says which argument, what it must be, what it was, and the remedy. A plain value is a Python number, bool or
 string: whatever kind of number a recipe was given, what it keeps can be compared, hashed, printed and saved.
