@@ -92,11 +92,12 @@ def updates_of(updates: Tree, leaves: list[Leaf], structure: Any) -> list[Any]:
 
 def masks_of(mask: Mask, params: Tree) -> list[bool]:
     """optax's mask (a tree of bools or a prefix of one, or a function of the parameters) for every leaf."""
-    tree = mask(params) if callable(mask) else True if mask is None else mask
+    tree: Any = mask
     try:
+        tree = mask(params) if callable(mask) else True if mask is None else mask
         spread = jax.tree.map(lambda inside, below: jax.tree.map(lambda _: inside, below), tree, params)
         values: list[bool] = structure_of(params).flatten_up_to(spread)
-    except ValueError as error:
+    except Exception as error:  # whatever a function of the user's raises
         must = "a tree of bools like the parameters, a prefix of one, or a function that gives one"
         raise refusal("weight_decay_mask", must, tree) from error
     for value in values:

@@ -120,8 +120,10 @@ def _is_mask(plain: Any) -> bool:
     return plain is None or type(plain) is bool
 
 
-# No tree so deep that JAX itself loses its way in it, and none of which it says itself that it is none.
-IN_A_TREE = ANYTHING.filter(lambda value: "deep" not in repr(value) and "generator" not in repr(value))
+# No tree so deep or with so many leaves that JAX itself loses its way in it, and none of which it says itself that it
+# is none.
+NO_TREES = ("deep", "million", "generator")
+IN_A_TREE = ANYTHING.filter(lambda value: not any(word in repr(value) for word in NO_TREES))
 OPTIONS_IN_JAX: dict[str, tuple[Callable[[Any], bool], Any]] = {
     "rounding": OPTIONS["rounding"],
     "seed": (lambda plain: plain is None or OPTIONS["seed"][0](plain), st.one_of(SEEDS, CONSTANTS)),

@@ -202,10 +202,15 @@ def test_an_array_of_no_numbers_is_no_gradient(dtype: str) -> None:
     refused(lambda: adafactor().update(grads, adafactor().init(params), params), message)
 
 
-def test_a_mask_of_another_structure() -> None:
+def failing(params: Any) -> Any:
+    raise KeyError("no such parameter")
+
+
+@pytest.mark.parametrize("mask", [lambda params: (params, params), failing, float], ids=["pair", "failing", "class"])
+def test_a_mask_of_another_structure(mask: Any) -> None:
     params = {"w": jnp.ones(3)}
     message = "weight_decay_mask must be a tree of bools like the parameters, a prefix of one, or a function that"
-    tx = adafactor(weight_decay=0.1, weight_decay_mask=lambda p: (p, p))
+    tx = adafactor(weight_decay=0.1, weight_decay_mask=mask)
     refused(lambda: tx.update(params, tx.init(params), params), message)
 
 
