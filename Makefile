@@ -30,7 +30,7 @@ verify: $(STAMP) ## Show that JAX, torch and the definition agree on this machin
 	$(BIN)/adafactor verify $(ARGS)
 
 test: $(STAMP) ## Run the whole test suite.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 peers: $(PEERS) ## Step the installed originals and their recipes side by side; takes minutes.
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup parity_tests/peers $(ARGS)

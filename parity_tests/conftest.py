@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import os
 import resource
 import shutil
@@ -38,6 +39,27 @@ _CACHE, _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR", pytest.StashKey[str]()
 KEPT_BYTES = 2 << 30
 
 
+# The files that take longest come first: at the end, both workers have short ones left and end together.
+LONGEST = (
+    "test_torch_triton.py",
+    "test_recorded.py",
+    "test_torch_sharded_triton.py",
+    "test_faults.py",
+    "test_nonfinite.py",
+    "test_jax_split.py",
+    "test_agreement.py",
+    "test_public_names.py",
+    "test_jax_shardings.py",
+    "test_jax_contract.py",
+    "test_jax_wrappers.py",
+    "test_command_line.py",
+    "test_torch_release.py",
+    "test_jax_integrations.py",
+    "test_tables.py",
+    "test_examples.py",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="many examples of every random test, 20,000 of the fuzz")
 
@@ -73,6 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if draws_many() or any("[" in argument for argument in config.args):
         return
     tests: dict[str, list[pytest.Item]] = {}
@@ -103,12 +126,16 @@ def _values(case: pytest.Item) -> dict[str, Hashable]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_are_dropped() -> Iterator[None]:
+def _memory_of_other_files() -> Iterator[None]:
+    """A file's tests do not pay for what others have left behind: the collector passes over it, or it is dropped."""
+    gc.freeze()
     yield
     unit = 1 if sys.platform == "darwin" else 1024
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > KEPT_BYTES:
+        gc.unfreeze()
         jax.clear_caches()
         torch.compiler.reset()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

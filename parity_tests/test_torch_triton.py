@@ -28,7 +28,14 @@ def run(*command: str, interpreted: bool = False) -> subprocess.CompletedProcess
 
 
 @needs_triton
-@pytest.mark.parametrize("cases", ["numbers", "nonfinite", "pairs", "contract", "parts", "compiled"])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        # Each a process of its own, so in any worker.
+        pytest.param(cases, marks=pytest.mark.xdist_group(f"triton {cases}"))
+        for cases in ("numbers", "nonfinite", "pairs", "contract", "parts", "compiled")
+    ],
+)
 def test_the_kernels(cases: str) -> None:
     plain = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "parity_tests.triton_runs")
     interpreted = not HAS_GPU and cases != "compiled"

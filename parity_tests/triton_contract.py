@@ -188,6 +188,7 @@ def test_gradients_are_unscaled() -> None:
     assert [kept(task) for task in tasks] == [kept(task) for task in plain]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["average of updates", "amsgrad", "decay by one"])
 @pytest.mark.parametrize("own", [False, True], ids=["numbers shared", "numbers of each parameter"])
 def test_numbers_and_keys_may_be_tensors(name: str, own: bool) -> None:
@@ -241,6 +242,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rule", [factoring.last_two, factoring.as_matrix, factoring.no_factoring], ids=repr)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_are_kept_and_do_not_matter(layout: str, rule: factoring.Rule) -> None:

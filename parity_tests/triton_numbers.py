@@ -29,6 +29,7 @@ from parity_tests.triton_runs import (
 # ----------------------------------------------------------------------------------------------------- every option
 
 
+@pytest.mark.sampled(count=13)
 @pytest.mark.parametrize("name", RECIPES)
 def test_float64_is_the_oracle(name: str) -> None:
     run_against_oracle(few(name), steps=2)
@@ -81,6 +82,7 @@ def test_float32(name: str) -> None:
         assert_near(task.p, exact, budget, tuple(task.p.shape))
 
 
+@pytest.mark.sampled(together=1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
 @pytest.mark.parametrize("name", ["paper", "gradients and amsgrad"])
@@ -153,6 +155,7 @@ def test_a_gradient_of_another_dtype_is_used_as_it_is(narrow: torch.dtype) -> No
 # ----------------------------------------------------------------------------------------------------------- range
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("exponent", [-18, 18])
 @pytest.mark.parametrize("name", ["paper", "floor"])
 def test_gradients_of_any_size_in_float32(exponent: int, name: str) -> None:
@@ -174,6 +177,7 @@ def test_gradients_of_any_size_in_float32(exponent: int, name: str) -> None:
         assert_near(task.p, exact, GAPS * float(np.max(np.abs(exact - single))), tuple(task.p.shape))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["paper", "floor", "amsgrad", "not factored"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_nan_stays_one(name: str, dtype: torch.dtype) -> None:
