@@ -254,7 +254,10 @@ def check_rule(argument: str, rule: object) -> None:
 
 def _axes(field: str, given: object) -> Shape:
     is_one = not isinstance(given, Iterable) or isinstance(given, str | bytes) or getattr(given, "shape", None) == ()
-    axes = (given,) if is_one else tuple(given)  # type: ignore[arg-type]
+    try:
+        axes = (given,) if is_one else tuple(given)  # type: ignore[arg-type]
+    except Exception as error:  # whatever somebody else's class raises
+        raise refusal(field, "axis numbers", given) from error
     if any(plain_number(axis) is None for axis in axes):
         raise refusal(field, "axis numbers", given)
     return tuple(check_whole(field, axis) for axis in axes)

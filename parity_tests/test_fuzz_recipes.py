@@ -79,7 +79,8 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Hostile]]:
     usual = {} if drawn is None else drawn(np.random.default_rng(seed))
     usual |= {"decay_method": "pow", "decay_pow": 0.8} if name == "praxis" else {}
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=2, unique=True)) if known else []
-    flags = {argument for argument, one in parameters.items() if isinstance(one.default, bool)}
+    is_original = name in recipes.ORIGINALS  # a flag of ours is True or False
+    flags = {argument for argument, one in parameters.items() if is_original and isinstance(one.default, bool)}
     return name, usual, {one: _flag(draw(ARGUMENTS)) if one in flags else draw(ARGUMENTS) for one in chosen}
 
 

@@ -238,6 +238,25 @@ def test_every_argument_of_a_recipe(name: str) -> None:
             assert outcome(make, **{**base, argument: value}) == make(**base)
 
 
+class FailsToIterate:
+    """Something of the user's that has a length and whose elements cannot be had."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("There are none.")
+
+    def __contains__(self, value: object) -> bool:
+        return False
+
+
+def test_axes_and_boundaries_that_cannot_be_iterated_over() -> None:
+    for field in ("rows", "cols", "batch"):
+        assert outcome(factoring.explicit, **{"rows": 0, "cols": 1, field: FailsToIterate()}) is None
+    assert outcome(schedules.piecewise_constant, 0.1, FailsToIterate(), 0.5) is None
+
+
 def test_axes_and_boundaries_of_numpy() -> None:
     rule = outcome(factoring.explicit, np.array([0, 1]), np.int64(2), batch=[np.uint8(3)])
     assert rule == factoring.explicit((0, 1), (2,), (3,))
