@@ -172,7 +172,7 @@ LIMITS: dict[type, dict[str, Callable[[Any], bool]]] = {
     schedules.at_least: {"base": BASE, "floor": number(at_least=0)},
     schedules.product: {"first": schedule(), "second": schedule()},
     schedules.power: {"base": BASE, "exponent": number(at_least=0)},
-    schedules.piecewise_constant: {"base": BASE, "boundaries": is_sequence, "factor": number(above=0)},
+    schedules.piecewise_constant: {"base": BASE, "boundaries": is_sequence, "factor": number(at_least=0)},
     factoring.largest_two: {"min_dim": whole(at_least=0), "ties": one_of("last", "first")},
     factoring.leading_or_last_two: {"min_dim": whole(at_least=0)},
     factoring.explicit: dict.fromkeys(("rows", "cols", "batch"), lambda plain: plain is not None),
