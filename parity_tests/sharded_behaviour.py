@@ -13,7 +13,7 @@ from adafactor_spec import Recipe, factoring
 from adafactor_torch import Adafactor
 from adafactor_torch._backends.eager.blocks import BlockedTask
 from adafactor_torch._sharding import process_groups as _process_groups
-from adafactor_torch._sharding.dtensor import Lay
+from adafactor_torch._sharding.dtensor import shard_of
 from adafactor_torch._task.matrix_view import from_matrices
 from adafactor_torch._task.task import NO_AMP, ParamConfig, Task
 
@@ -124,16 +124,17 @@ def rounded(name: str, fused: bool) -> tuple[int, float]:
     config = Recipe(lr=0.1)
     for i, p in enumerate(_params(optimizer)):
         plan = factoring.plan(factoring.last_two, tuple(p.shape))
-        lay = Lay(p, plan)
-        one = ParamConfig(config, lay.plan, "bfloat16", "stochastic")
+        shard = shard_of(p, plan, ())
+        one = ParamConfig(config, shard.plan, "bfloat16", "stochastic")
         task = Task(runs.local(p), runs.local(p), {}, one, config.at(1))
         task.state = {key: torch.zeros(shape) for key, (shape, _) in one.layout.items()}
-        part = BlockedTask(task, lay.plan, NO_AMP, 1 << 18, piece=lay.piece)
+        task.shard = shard
+        part = BlockedTask(task, NO_AMP, 1 << 18)
         (elements,) = part.elements()
         whole = torch.arange(p.numel(), dtype=torch.int32).view(plan.shape)
         expected = runs.part_of(whole, p)
         assert elements is not None
-        wrong += int((from_matrices(elements, lay.plan, tuple(expected.shape)) != expected).sum())
+        wrong += int((from_matrices(elements, shard.plan, tuple(expected.shape)) != expected).sum())
         p.grad = runs.laid(name, i, runs.gradients(1, torch.bfloat16, SHAPES)[i])
     _give("plain", plain, list(runs.gradients(1, torch.bfloat16, SHAPES)))
     optimizer.step()

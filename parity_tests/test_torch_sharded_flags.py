@@ -1,6 +1,5 @@
 """Which sharded parameters take a step, and that a device is not waited for to know it: meta tensors have no values."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +9,14 @@ from torch.overrides import TorchFunctionMode
 
 from adafactor_spec import Recipe, factoring
 from adafactor_torch._sharding.step_mask import StepMask
+from adafactor_torch._task.shard import GroupKey, Shard
 from adafactor_torch._task.task import NO_AMP, Amp, ParamConfig, Task
 
 from .test_torch_numbers import NoReads
 
 CONFIG = ParamConfig(Recipe(lr=0.1), factoring.plan(factoring.last_two, (4,)), "float32")
-LAY: Any = SimpleNamespace(mesh="the mesh", dims={0: 0}, several=(0, 1))
-PROCESS_GROUPS: Any = SimpleNamespace(of=lambda mesh, dims: [tuple(dims)])
+GROUPS: tuple[GroupKey, ...] = ((0, 1), "cpu"), ((0, 2), "cpu")
+SHARD = Shard(CONFIG.plan, CONFIG.plan, {0: 0}, sizes=(2, 2), groups=GROUPS, mesh="the mesh")
 MISSING: Any = None
 STEPS = 2**24 + 2  # float32 has no number between this and 2^24
 FINE, BAD = torch.ones(4), torch.tensor([1.0, torch.inf, 1.0, 1.0])
@@ -31,7 +31,10 @@ def task(skips: bool, t: int = 0, device: str = "cpu") -> Task:
 
 
 def flags_of(tasks: list[Task], grads: list[Tensor | None], amp: Amp = NO_AMP) -> StepMask:
-    return StepMask(tasks, [LAY] * len(tasks), grads, PROCESS_GROUPS, amp)
+    for one, grad in zip(tasks, grads, strict=True):
+        one.shard, one.has_grad = SHARD, grad is not None
+        one.grad = one.grad if grad is None else grad
+    return StepMask(tasks, amp)
 
 
 def steps(tasks: list[Task]) -> list[int]:
@@ -44,9 +47,9 @@ def test_what_is_left_out_is_counted_and_taken_back(t: int) -> None:
     tasks = [task(skips, t) for skips in (True, True, False, True)]
     grads = [FINE, BAD, BAD, MISSING]
     flags = flags_of(tasks, grads)
-    ((asked, process_groups, _),) = flags.partial_sums()
-    assert asked.tolist() == [[1, 0], [1, 1], [1, 0], [0, 0]] and len(process_groups) == 1
-    good = flags.good(range(4))
+    ((asked, groups, _),) = flags.partial_sums()
+    assert asked.tolist() == [[1, 0], [1, 1], [1, 0], [0, 0]] and groups == GROUPS[:1]
+    good = flags.applies(tasks)
     assert good is not None and good.tolist() == [True, False, True, False]  # who propagates is not left out
     flags.settle()
     assert steps(tasks) == [1, 0, 1, 0]
@@ -66,8 +69,7 @@ def test_another_process_may_have_the_gradient_or_a_bad_one() -> None:
 def test_found_inf_leaves_out_every_parameter() -> None:
     tasks = [task(True), task(False)]
     flags = flags_of(tasks, [FINE, FINE], Amp(None, torch.ones(())))
-    process_groups: Any = flags.partial_sums()[0].groups
-    assert process_groups == [(0, 1)]  # those too that hold the same part
+    assert flags.partial_sums()[0].groups == GROUPS  # those too that hold the same part
     flags.settle()
     assert steps(tasks) == [0, 0]
 
@@ -75,15 +77,16 @@ def test_found_inf_leaves_out_every_parameter() -> None:
 def test_nobody_looks_at_a_gradient_twice() -> None:
     tasks = [task(True), task(True)]
     flags = flags_of(tasks, [BAD, FINE])
-    flags.report([0, 1], torch.tensor([False, True]))  # the opposite of what is there
+    flags.report(tasks, torch.tensor([False, True]))  # the opposite of what is there
     ((asked, *_),) = flags.partial_sums()
     assert asked[:, 1].tolist() == [0, 1]
 
 
 def test_nothing_is_asked_where_nobody_doubts() -> None:
-    flags = flags_of([task(False)] * 2, [BAD, FINE])
+    tasks = [task(False), task(False)]
+    flags = flags_of(tasks, [BAD, FINE])
     ((asked, *_),) = flags.partial_sums()
-    assert asked.tolist() == [[1, 0], [1, 0]] and flags.good([0, 1]) is None
+    assert asked.tolist() == [[1, 0], [1, 0]] and flags.applies(tasks) is None
 
 
 class NoLists(TorchFunctionMode):
@@ -124,7 +127,7 @@ def test_a_device_is_not_waited_for_and_not_asked_for_each_parameter(found_inf: 
         with NoLists(), Operators() as operators:
             flags = flags_of(tasks, [*grads[:-1], MISSING], amp)
             flags.partial_sums()
-            assert flags.good(range(number)) is not None
+            assert flags.applies(tasks) is not None
             flags.settle()
         counts.append(operators.count)
     assert counts[0] == counts[1] > 0

@@ -94,7 +94,7 @@ def test_sums_of_two_devices_travel_apart(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(process_groups, "_order", {group_key: None})
     monkeypatch.setattr(_process_groups, "_add", lambda values, group: added.append([x.device.type for x in values]))
     process_groups.all_reduce(
-        [PartialSum(torch.zeros(2, device=kind), [group_key]) for kind in ("meta", "cpu", "meta")]
+        [PartialSum(torch.zeros(2, device=kind), (group_key,)) for kind in ("meta", "cpu", "meta")]
     )
     assert added == [["cpu"], ["meta", "meta"]]
 

@@ -46,16 +46,12 @@ def test_kernels_take_what_they_take_on_all_processes(everywhere: bool, monkeypa
         return everywhere
 
     def part(device: str, fused: bool, mesh: str = "one") -> Any:
-        task = SimpleNamespace(p=torch.empty(2, device=device), fused=fused)
-        return SimpleNamespace(task=task, lay=SimpleNamespace(mesh=mesh))
+        return SimpleNamespace(p=torch.empty(2, device=device), fused=fused, shard=SimpleNamespace(mesh=mesh))
 
     process_groups: Any = SimpleNamespace(agree=agree)
     parts = _triton_parts.TritonParts()
-    assert (
-        not parts.takes(part("cpu", True), process_groups)
-        and not parts.takes(part("meta", False), process_groups)
-        and not asked
-    )
+    assert not parts.takes(part("cpu", True), process_groups)
+    assert not parts.takes(part("meta", False), process_groups) and not asked
     assert parts.takes(part("meta", True), process_groups) is everywhere
     assert asked == [("Triton", "one", True)]
 

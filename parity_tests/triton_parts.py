@@ -12,11 +12,10 @@ from adafactor_spec import Numbers, Recipe, factoring, oracle
 from adafactor_spec.factoring import explicit
 from adafactor_torch._backends.triton import launch_group as _launch_group
 from adafactor_torch._backends.triton.launch_group import step
-from adafactor_torch._sharding.held import Held
 from adafactor_torch._sharding.step_mask import StepMask as SharedFlags
 from adafactor_torch._task.matrix_view import reduced_axes
 from adafactor_torch._task.task import NO_AMP, Amp, Task
-from parity_tests.sharded_parts import SPLITS, Lay, Parts, ProcessGroups, Splits, StepMask, steps_of
+from parity_tests.sharded_parts import SPLITS, Part, Parts, Splits, StepMask, steps_of
 from parity_tests.test_torch_sharded_flags import NoLists, Operators
 from parity_tests.torch_runs import FLOAT64, GAPS, Shape, bits
 from parity_tests.triton_runs import (
@@ -36,8 +35,8 @@ SHAPES: tuple[Shape, ...] = ((5, 6), (5,), (3, 2, 3, 3))
 def assert_replicas_alike(parts: Parts) -> None:
     """What several processes hold of the same is the same bits."""
     seen: dict[Any, Any] = {}
-    for place, lay, name, x, reduced in parts.each():
-        where = tuple(lay.rank[dim] for dim, axis in lay.dims.items() if axis not in reduced)
+    for place, shard, name, x, reduced in parts.each():
+        where = tuple(shard.rank[dim] for dim, axis in shard.split.items() if axis not in reduced)
         assert bits(x.cpu()) == seen.setdefault((place, name, where), bits(x.cpu())), (place, name)
 
 
@@ -54,11 +53,11 @@ def run_against_oracle(tasks: Sequence[Task], splits: Splits, steps: int = 2) ->
             oracle.step(recipe, p, sign * array(task.grad), state)
             for task, recipe, sign, (p, state) in zip(tasks, recipes, signs, answers, strict=True)
         ]
-    for place, lay, name, x, reduced in parts.each():
+    for place, shard, name, x, reduced in parts.each():
         p, state = answers[place]
         expected = torch.tensor(p if name == "p" else getattr(state, name))
         budget = FLOAT64 * float(expected.abs().max()) if expected.numel() else 0.0
-        assert_near(x, array(lay.cut(expected, reduced)), max(budget, FLOAT64), (name, tuple(x.shape)))
+        assert_near(x, array(shard.cut(expected, reduced)), max(budget, FLOAT64), (name, tuple(x.shape)))
     assert_replicas_alike(parts)
     return parts
 
@@ -111,12 +110,12 @@ def test_float32() -> None:
         set_step(tasks, t)
         grads.append([array(task.grad) for task in tasks])
         parts.step()
-    for place, lay, name, x, _ in parts.each():
+    for place, shard, name, x, _ in parts.each():
         if name == "p":
             own = [of_step[place] for of_step in grads]
             exact, single = (oracle_run(recipe, before[place], own, compute) for compute in (np.float64, np.float32))
             budget = GAPS * float(np.max(np.abs(exact - single)))
-            assert_near(x, array(lay.cut(torch.tensor(exact))), budget, tuple(x.shape))
+            assert_near(x, array(shard.cut(torch.tensor(exact))), budget, tuple(x.shape))
     assert_replicas_alike(parts)
 
 
@@ -130,8 +129,8 @@ def test_the_mean_of_an_r_of_16_bits_is_of_what_is_stored() -> None:
         assert parts.step()[1] == [between] * len(parts.of_rank)
         step(tasks)
         for (one,) in parts.of_rank:
-            assert one.task.telemetry is not None and tasks[0].telemetry is not None
-            assert_near(one.task.telemetry / tasks[0].telemetry, np.ones((1, 4)), 1e-6, splits)
+            assert one.telemetry is not None and tasks[0].telemetry is not None
+            assert_near(one.telemetry / tasks[0].telemetry, np.ones((1, 4)), 1e-6, splits)
 
 
 @pytest.mark.parametrize(("splits", "contiguous"), [("both", True), ("rows", False)], ids=["block", "scattered"])
@@ -144,14 +143,14 @@ def test_an_element_takes_the_random_bits_that_it_takes_in_the_whole(splits: str
         set_step(tasks, t)
         parts.step()
         step(tasks)
-    for place, lay, name, x, _ in parts.each():
+    for place, shard, name, x, _ in parts.each():
         if name == "p":
-            assert torch.equal(x, lay.cut(tasks[place].p))
+            assert torch.equal(x, shard.cut(tasks[place].p))
 
 
 def test_autograd_sees_that_parts_are_written() -> None:
     parts = Parts(made("paper", torch.float32, [(4, 6)]), SPLITS["rows"])
-    held = [one.task.p for own in parts.of_rank for one in own]
+    held = [one.p for own in parts.of_rank for one in own]
     versions = [p._version for p in held]
     set_step(parts.tasks, 1)
     parts.step()
@@ -172,7 +171,7 @@ def test_a_step_that_is_left_out_changes_nothing() -> None:
 
 
 def values_of(parts: Parts, place: int) -> list[Any]:
-    told = [x for own in parts.of_rank if (x := own[place].task.telemetry) is not None]
+    told = [x for own in parts.of_rank if (x := own[place].telemetry) is not None]
     return [bits(x.cpu()) for x in (*told, *(x for which, _, _, x, _ in parts.each() if which == place))]
 
 
@@ -182,7 +181,7 @@ def test_the_statistics_say_whose_gradient_is_bad() -> None:
     parts.tasks[1].grad[0, 2] = torch.nan
     parts.step()
     for held, expected in zip(parts.of_rank, ([False, True], [False, False]), strict=True):
-        flags = StepMask(checks=True)
+        flags = StepMask(held, checks=True)
         phases = steps_of(held, flags)
         next(phases)
         assert flags.bad == dict(enumerate(expected))
@@ -193,22 +192,21 @@ def test_a_device_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_launch_group, "launch", lambda *_: None)
     tasks = made("average of updates", torch.bfloat16, rounding="stochastic")
     now, key = columns_on_device([task.now for task in tasks]), torch.zeros((), dtype=torch.int32, device="meta")
-    held = []
-    for place, (task, own) in enumerate(zip(tasks, now, strict=True)):
-        lay: Any = Lay(task.config.plan, SPLITS["rows"], (0,))
-        state = {name: lay.cut(x, reduced_axes(name, lay.plan)).to("meta") for name, x in task.state.items() if x.ndim}
+    parts = []
+    for task, own in zip(tasks, now, strict=True):
+        shard = Part(task.config.plan, SPLITS["rows"], (0,))
+        state = {n: shard.cut(x, reduced_axes(n, shard.plan)).to("meta") for n, x in task.state.items() if x.ndim}
         state["step"] = task.state["step"].to("meta")
         numbers = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in vars(own).items()}
-        p = lay.cut(task.p).to("meta")
+        p = shard.cut(task.p).to("meta")
         part = Task(p, p.clone(), state, task.config, Numbers(**numbers), key)
         part.telemetry, part.skipped = torch.zeros((1, 4), device="meta"), torch.zeros((), device="meta").long()
-        held.append(Held(part, lay, place, p))
-    parts = [one.task for one in held]
+        part.shard = shard
+        parts.append(part)
     for _ in (1, 2):
         with NoLists(), Operators():
-            process_groups: Any = ProcessGroups()
-            flags = SharedFlags(parts, [one.lay for one in held], [part.grad for part in parts], process_groups, NO_AMP)
-            phases = steps_of(held, flags)
+            flags = SharedFlags(parts, NO_AMP)
+            phases = steps_of(parts, flags)
             next(phases)
             flags.partial_sums()
             assert len(list(phases)) == 2

@@ -1,8 +1,8 @@
 """Parameters that processes share: DTensors, as FSDP2 and tensor parallelism make them. Flat shards are refused."""
 
 import functools
-import math
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -13,7 +13,7 @@ from adafactor_spec.factoring import Plan, Shape
 
 from .._task.matrix_view import reduced_axes
 from .._task.memory import zeros_like
-from .._task.shard import Piece
+from .._task.shard import GroupKey, Shard
 
 DTensor = Any  # torch.distributed is not imported for its name: one exists only where somebody has imported its module
 
@@ -124,80 +124,54 @@ def state_placements(p: DTensor, entry: str, plan: Plan) -> tuple[Any, ...]:
     )
 
 
-class Lay:
-    """How parameters of one shape lie on a mesh.
+def shard_of(p: DTensor, plan: Plan, groups: Sequence[GroupKey]) -> Shard:
+    """What this process holds of a parameter.
 
     Args:
-        p: one of them.
+        p: the parameter, or one that lies alike.
         plan: of the whole.
+        groups: the process group along each dimension of its mesh.
     """
+    mesh, split = p.device_mesh, _dims(p)
+    own = Plan(tuple(local_of(p).shape), plan.rows, plan.cols, plan.batch, plan.view)
+    index = functools.partial(_elements, mesh, p.placements, split, plan.shape, own.shape)
+    sizes = tuple(mesh.size(dim) for dim in range(mesh.ndim))
+    return Shard(plan, own, split, sizes=sizes, groups=groups, mesh=mesh, placements=p.placements, index=index)
 
-    def __init__(self, p: DTensor, plan: Plan) -> None:
-        self.mesh, self.placements, self.whole = p.device_mesh, p.placements, plan
-        self.dims = _dims(p)
-        self.plan = Plan(tuple(local_of(p).shape), plan.rows, plan.cols, plan.batch, plan.view)
 
-    def dims_of(self, axes: Shape) -> tuple[int, ...]:
-        """The dimensions of the mesh along which processes hold different parts of some axes."""
-        return tuple(dim for dim, axis in self.dims.items() if axis in axes)
+def _elements(
+    mesh: Any, placements: tuple[Any, ...], split: dict[int, int], whole: Shape, shape: Shape
+) -> Tensor | None:
+    """The elements of a shard as indices of the whole, without memory where the shard is one block of it."""
+    if not split:
+        return None
+    index, places = torch.empty(whole, dtype=torch.int32, device="meta"), []
+    for axis in range(index.ndim):
+        places.append(_places(mesh, placements, split, whole, axis))
+        first, count = int(places[-1][0]) if len(places[-1]) else 0, len(places[-1])
+        if torch.equal(places[-1], torch.arange(first, first + count, dtype=torch.int64, device="cpu")):
+            index = index.narrow(axis, first, count)
+    if index.shape == shape:
+        return index
+    found, stride = torch.zeros(shape, dtype=torch.int64, device="cpu"), 1
+    for axis in reversed(range(index.ndim)):
+        along = places[axis] * stride
+        found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
+        stride *= whole[axis]
+    return found.to(torch.int32)
 
-    @functools.cached_property
-    def several(self) -> tuple[int, ...]:
-        """The dimensions of the mesh with more than one process."""
-        return tuple(dim for dim in range(self.mesh.ndim) if self.mesh.size(dim) > 1)
 
-    def is_even(self, gone: Shape) -> bool:
-        """Whether what is left of a part without some axes has the same size on all processes."""
-        sizes = self.whole.shape
-        return all(axis in gone or sizes[axis] % self._pieces_of(axis) == 0 for axis in self.dims.values())
+def _places(mesh: Any, placements: tuple[Any, ...], split: dict[int, int], whole: Shape, axis: int) -> Tensor:
+    """Which places along an axis are held here."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
-    def _pieces_of(self, axis: int) -> int:
-        return math.prod(self.mesh.size(dim) for dim, split in self.dims.items() if split == axis)
-
-    @functools.cached_property
-    def most(self) -> int:
-        """The elements of a part of one process, about; on all of them the same number."""
-        count = max(math.prod(self.whole.shape), 1)
-        for dim in self.dims:
-            count = -(-count // self.mesh.size(dim))
-        return count
-
-    @functools.cached_property
-    def piece(self) -> Piece:
-        """What a part has to know of the whole."""
-        return Piece(self.whole, frozenset(self.dims.values()), lambda: self._index)
-
-    @functools.cached_property
-    def _index(self) -> Tensor | None:
-        """The elements of a part as indices of the whole, without memory where the part is one block of it."""
-        if not self.dims:
-            return None
-        index, places = torch.empty(self.whole.shape, dtype=torch.int32, device="meta"), []
-        for axis in range(index.ndim):
-            places.append(self._places(axis))
-            first, count = int(places[-1][0]) if len(places[-1]) else 0, len(places[-1])
-            if torch.equal(places[-1], torch.arange(first, first + count, dtype=torch.int64, device="cpu")):
-                index = index.narrow(axis, first, count)
-        if index.shape == self.plan.shape:
-            return index
-        found, stride = torch.zeros(self.plan.shape, dtype=torch.int64, device="cpu"), 1
-        for axis in reversed(range(index.ndim)):
-            along = places[axis] * stride
-            found = found + along.view([-1 if axis == other else 1 for other in range(index.ndim)])
-            stride *= self.whole.shape[axis]
-        return found.to(torch.int32)
-
-    def _places(self, axis: int) -> Tensor:
-        """Which places along an axis are held here."""
-        from torch.distributed.tensor import Replicate, distribute_tensor
-
-        size, split = self.whole.shape[axis], _split_axes(self.placements)
-        if axis not in self.dims.values():
-            return torch.arange(size, dtype=torch.int64, device="cpu")
-        shape = [size if axis == other else 1 for other in range(len(self.whole.shape))]
-        own = [placement if at == axis else Replicate() for at, placement in zip(split, self.placements, strict=True)]
-        places = torch.arange(size, dtype=torch.int64, device=self.mesh.device_type).view(shape)
-        return local_of(distribute_tensor(places, self.mesh, own, src_data_rank=None)).flatten().cpu()
+    size, axes = whole[axis], _split_axes(placements)
+    if axis not in split.values():
+        return torch.arange(size, dtype=torch.int64, device="cpu")
+    shape = [size if axis == other else 1 for other in range(len(whole))]
+    own = [placement if at == axis else Replicate() for at, placement in zip(axes, placements, strict=True)]
+    places = torch.arange(size, dtype=torch.int64, device=mesh.device_type).view(shape)
+    return local_of(distribute_tensor(places, mesh, own, src_data_rank=None)).flatten().cpu()
 
 
 def _of_parts(p: DTensor, local: Tensor, placements: tuple[Any, ...], shape: Shape) -> DTensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adafactor_spec.errors import refusal
 
-from .._task.shard import PartialSum
+from .._task.shard import PartialSum, Shard
 from .._task.task import Task
-from .dtensor import Lay, local_of
+from .dtensor import local_of
 from .process_groups import ProcessGroups
 
 _OWN, _REPLICATED, _SUM, _AVERAGE, _SHARDED = range(5)  # kinds of placements; from _SHARDED on, of axis 0, 1, ...
@@ -26,45 +26,44 @@ class GradientPlacements:
     def __init__(self) -> None:
         self._known: dict[Tensor, tuple[Any, ...]] = {}  # placements
 
-    def of(self, tasks: list[Task], lays: list[Lay], process_groups: ProcessGroups) -> list[Tensor | None]:
+    def of(self, tasks: list[Task], process_groups: ProcessGroups) -> list[Tensor | None]:
         """The part of every gradient that belongs to the part of its parameter; None where there is none here.
 
         Raises:
             RuntimeError: processes have a gradient in different placements, or in others than in the steps before.
         """
-        self._tell(tasks, lays, process_groups)
+        self._tell(tasks, process_groups)
         found: list[Tensor | None] = []
         moving: list[tuple[int, _Redistribution]] = []
-        for i, (task, lay) in enumerate(zip(tasks, lays, strict=True)):
-            known = self._known.get(task.p)
-            grad: Any = None if task.missing else task.grad
+        for i, task in enumerate(tasks):
+            known, shard = self._known.get(task.param), task.shard
+            grad: Any = task.grad if task.has_grad else None
             if grad is not None and known is not None and grad.placements != known:
-                raise RuntimeError(_differing(lay, grad.placements, known))
-            own = known is None or known == lay.placements
+                raise RuntimeError(_differing(shard, grad.placements, known))
+            own = known is None or known == shard.placements
             found.append(local_of(grad) if own and grad is not None else None)
             if known is not None and not own:
-                moving.append((i, _Redistribution(task, lay, known)))
-        process_groups.all_reduce([asked for _, one in moving for asked in one.asked(process_groups)])
+                moving.append((i, _Redistribution(task, known)))
+        process_groups.all_reduce([asked for _, one in moving for asked in one.asked()])
         for i, one in moving:
             found[i] = one.moved()
         return found
 
-    def _tell(self, tasks: list[Task], lays: list[Lay], process_groups: ProcessGroups) -> None:
-        new = [(task, lay) for task, lay in zip(tasks, lays, strict=True) if task.p not in self._known]
-        asked = [(task, lay, _kinds(task, lay)) for task, lay in new]
+    def _tell(self, tasks: list[Task], process_groups: ProcessGroups) -> None:
+        new = [(task, _kinds(task)) for task in tasks if task.param not in self._known]
         process_groups.all_reduce(
-            [PartialSum(kinds, process_groups.of(lay.mesh, lay.several)) for _, lay, kinds in asked]
+            [PartialSum(kinds, task.shard.groups_along(task.shard.several)) for task, kinds in new]
         )
-        for task, lay, kinds in asked:
+        for task, kinds in new:
             arriving = [[kind for kind, count in enumerate(row) if count] for row in kinds.tolist()]
             if not all(arriving):
                 continue  # no process has one yet
             first, last = (
-                tuple(_placement(row[which], lay, dim) for dim, row in enumerate(arriving)) for which in (0, -1)
+                tuple(_placement(row[which], task.shard, dim) for dim, row in enumerate(arriving)) for which in (0, -1)
             )
             if first != last:
-                raise RuntimeError(_differing(lay, first, last))
-            self._known[task.p] = first
+                raise RuntimeError(_differing(task.shard, first, last))
+            self._known[task.param] = first
 
 
 class _Redistribution:
@@ -72,67 +71,71 @@ class _Redistribution:
 
     Args:
         task: of the parameter.
-        lay: how that lies.
         arrives: the placements of the gradient, also of one that is not here.
     """
 
-    def __init__(self, task: Task, lay: Lay, arrives: tuple[Any, ...]) -> None:
+    def __init__(self, task: Task, arrives: tuple[Any, ...]) -> None:
         from torch.distributed.tensor import Replicate
 
-        self._task, self._lay, self._partial = task, lay, [dim for dim, x in enumerate(arrives) if x.is_partial()]
+        self._task, self._partial = task, [dim for dim, x in enumerate(arrives) if x.is_partial()]
         self._summed = tuple(Replicate() if placement.is_partial() else placement for placement in arrives)
-        grad: Any = None if task.missing else task.grad
+        grad: Any = task.grad if task.has_grad else None
         here = self._zeros() if grad is None else local_of(grad)
         self._term = here.to(task.config.compute, copy=bool(self._partial))
         for dim in self._partial:
             if arrives[dim].reduce_op == "avg":
-                self._term /= lay.mesh.size(dim)
+                self._term /= task.shard.mesh.size(dim)
         self._holders = torch.full((1,), float(grad is not None), dtype=torch.float32, device=self._term.device)
 
-    def asked(self, process_groups: ProcessGroups) -> list[PartialSum]:
+    def asked(self) -> list[PartialSum]:
         """What is to be summed up: the terms, and which processes have one, among those that exchange parts of it."""
-        mesh, several = self._lay.mesh, self._lay.several
-        other = [dim for dim in several if dim in self._partial or self._summed[dim] != self._lay.placements[dim]]
+        shard, several = self._task.shard, self._task.shard.several
+        other = [dim for dim in several if dim in self._partial or self._summed[dim] != shard.placements[dim]]
         terms = [dim for dim in self._partial if dim in several]
-        term = PartialSum(self._term, process_groups.of(mesh, terms), uniform=False)
-        return [term, PartialSum(self._holders, process_groups.of(mesh, other))]
+        term = PartialSum(self._term, shard.groups_along(terms), uniform=False)
+        return [term, PartialSum(self._holders, shard.groups_along(other))]
 
     def moved(self) -> Tensor | None:
         """The part of the gradient that belongs to the part of the parameter."""
         from torch.distributed.tensor import DTensor
 
-        p, lay, whole = self._task.p, self._lay, self._term
-        if self._summed != lay.placements:
+        p, shard, whole = self._task.param, self._task.shard, self._term
+        if self._summed != shard.placements:
             stride = torch.empty(p.shape, dtype=p.dtype, device="meta").stride()
-            made: Any = DTensor.from_local(whole, lay.mesh, self._summed, run_check=False, shape=p.shape, stride=stride)
-            whole = local_of(made.redistribute(placements=lay.placements))
+            made: Any = DTensor.from_local(
+                whole, shard.mesh, self._summed, run_check=False, shape=p.shape, stride=stride
+            )
+            whole = local_of(made.redistribute(placements=shard.placements))
         # The one read of values, and only where a gradient that moves is missing here: may be nobody has it.
-        return None if self._task.missing and not self._holders.item() else whole
+        return whole if self._task.has_grad or self._holders.item() else None
 
     def _zeros(self) -> Tensor:
         """In the place of a gradient that is not here."""
         from torch.distributed.tensor import distribute_tensor
 
-        p: Any = self._task.p
+        p: Any = self._task.param
         whole = torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)  # takes no memory
-        return torch.zeros_like(local_of(distribute_tensor(whole, self._lay.mesh, self._summed, src_data_rank=None)))
+        return torch.zeros_like(
+            local_of(distribute_tensor(whole, self._task.shard.mesh, self._summed, src_data_rank=None))
+        )
 
 
-def _kinds(task: Task, lay: Lay) -> Tensor:
+def _kinds(task: Task) -> Tensor:
     """For each dimension of the mesh 1 at the kind of the placement with which a gradient arrives here."""
-    size = lay.mesh.ndim, _SHARDED + len(lay.whole.shape)
-    kinds = torch.zeros(size, dtype=torch.float32, device=task.p.device)
-    if not task.missing:
+    shard = task.shard
+    size = shard.mesh.ndim, _SHARDED + len(shard.whole.shape)
+    kinds = torch.zeros(size, dtype=torch.float32, device=task.param.device)
+    if task.has_grad:
         grad: Any = task.grad
         for dim, placement in enumerate(grad.placements):
-            kinds[dim, _kind(placement, lay, dim)] = 1.0
+            kinds[dim, _kind(placement, shard, dim)] = 1.0
     return kinds
 
 
-def _kind(placement: Any, lay: Lay, dim: int) -> int:
+def _kind(placement: Any, shard: Shard, dim: int) -> int:
     from torch.distributed.tensor import Shard
 
-    if placement == lay.placements[dim]:
+    if placement == shard.placements[dim]:
         return _OWN
     if placement.is_replicate():
         return _REPLICATED
@@ -140,22 +143,22 @@ def _kind(placement: Any, lay: Lay, dim: int) -> int:
         return _SUM if placement.reduce_op == "sum" else _AVERAGE
     if type(placement) is Shard:
         return _SHARDED + placement.dim
-    who = f"placements of the gradient of a parameter of shape {lay.whole.shape}"
+    who = f"placements of the gradient of a parameter of shape {shard.whole.shape}"
     raise refusal(who, "Partial of sum or avg, Shard or Replicate", placement, "Redistribute it first.")
 
 
-def _placement(kind: int, lay: Lay, dim: int) -> Any:
+def _placement(kind: int, shard: Shard, dim: int) -> Any:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     if kind == _OWN:
-        return lay.placements[dim]
+        return shard.placements[dim]
     made: dict[int, Any] = {_REPLICATED: Replicate(), _SUM: Partial("sum"), _AVERAGE: Partial("avg")}
     return made[kind] if kind in made else Shard(kind - _SHARDED)
 
 
-def _differing(lay: Lay, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
+def _differing(shard: Shard, one: tuple[Any, ...], other: tuple[Any, ...]) -> str:
     return (
-        f"The gradient of a parameter of shape {lay.whole.shape} arrives as {one} and, on another process or in "
+        f"The gradient of a parameter of shape {shard.whole.shape} arrives as {one} and, on another process or in "
         f"the steps before, as {other}. Processes that share it cannot agree on how to add it up. Redistribute it to "
-        f"the placements of the parameter, {lay.placements}."
+        f"the placements of the parameter, {shard.placements}."
     )

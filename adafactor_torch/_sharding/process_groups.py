@@ -31,9 +31,9 @@ class ProcessGroups:
                 _, group_key, group = self._of(mesh, dim)
                 self._order.setdefault(group_key, group)
 
-    def of(self, mesh: Any, dims: Iterable[int]) -> list[GroupKey]:
+    def of(self, mesh: Any, dims: Iterable[int]) -> tuple[GroupKey, ...]:
         """Those along some dimensions of a mesh."""
-        return [self._of(mesh, dim)[1] for dim in dims]
+        return tuple(self._of(mesh, dim)[1] for dim in dims)
 
     def all_reduce(self, asked: list[PartialSum]) -> None:
         """Replace every tensor by its sum over the processes of its groups.

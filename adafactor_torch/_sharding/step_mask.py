@@ -1,6 +1,6 @@
 """Which sharded parameters take a step: who has a gradient, and whose is not finite, no process can say alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 from .._task.finite import are_finite
 from .._task.shard import GroupKey, PartialSum
 from .._task.task import Amp, Task
-from .dtensor import Lay
-from .process_groups import ProcessGroups
 
 PRESENT, BAD = 0, 1  # of a parameter's flags
 
@@ -22,72 +20,64 @@ class StepMask:
     unless a step that the host counts may have to be taken back.
 
     Args:
-        tasks: of the step.
-        lays: of their parameters.
-        grads: on the parts that this process holds, None where there is none.
-        process_groups: the process groups.
+        tasks: of the step, with the gradients of the elements that this process holds.
         amp: what a GradScaler says.
     """
 
-    def __init__(
-        self,
-        tasks: list[Task],
-        lays: list[Lay],
-        grads: Sequence[Tensor | None],
-        process_groups: ProcessGroups,
-        amp: Amp,
-    ) -> None:
-        self._tasks, self._amp, self._grads = tasks, amp, grads
-        self._bad: dict[int, Tensor] = {}  # whether it is, of each gradient that has been looked at
-        self._kinds: list[tuple[list[int], Tensor, list[GroupKey]]] = []
+    def __init__(self, tasks: Sequence[Task], amp: Amp) -> None:
+        self._tasks, self._amp = tasks, amp
+        self._places = {id(task): place for place, task in enumerate(tasks)}
+        self._bad: dict[int, Tensor] = {}  # by place whether it is, of each gradient that has been looked at
+        self._kinds: list[tuple[list[int], Tensor, tuple[GroupKey, ...]]] = []
         kinds: dict[tuple[Any, ...], list[int]] = {}
-        for i, (task, lay) in enumerate(zip(tasks, lays, strict=True)):
-            kinds.setdefault((task.p.device, id(lay.mesh), *lay.dims), []).append(i)
+        for i, task in enumerate(tasks):
+            kinds.setdefault((task.p.device, id(task.shard.mesh), *task.shard.split), []).append(i)
         found: dict[int, tuple[Tensor, int]] = {}
         for own in kinds.values():
-            lay, flags = lays[own[0]], torch.zeros((len(own), 2), dtype=torch.float32, device=tasks[own[0]].p.device)
+            first = tasks[own[0]]
+            flags = torch.zeros((len(own), 2), dtype=torch.float32, device=first.p.device)
             # Nobody says of found_inf whether processes with the same part of a parameter have it alike.
-            dims = lay.dims if amp.found_inf is None else lay.several
-            self._kinds.append((own, flags, process_groups.of(lay.mesh, dims)))
+            dims = first.shard.split if amp.found_inf is None else first.shard.several
+            self._kinds.append((own, flags, first.shard.groups_along(dims)))
             found |= {i: (flags, row) for row, i in enumerate(own)}
         self._of = [found[i] for i in range(len(tasks))]  # flags of parameters of one kind, and which of them
 
-    def checks(self, place: int) -> bool:
+    def checks(self, task: Task) -> bool:
         """Whether a task is left out where its gradient here is not finite."""
-        return self._tasks[place].skipped is not None and self._grads[place] is not None
+        return task.skipped is not None and task.has_grad
 
-    def report(self, places: Sequence[int], bad: Tensor) -> None:
+    def report(self, tasks: Sequence[Task], bad: Tensor) -> None:
         """Say of some tasks whether their gradients here are not finite, so that nobody else has to look."""
-        self._bad |= zip(places, bad.unbind(), strict=True)
+        self._bad |= zip((self._places[id(task)] for task in tasks), bad.unbind(), strict=True)
 
     def partial_sums(self) -> list[PartialSum]:
         """Which parameters have a gradient, and which a bad one: to be summed up over the processes."""
         for own, flags, _ in self._kinds:
             flags[:, PRESENT] = 1.0
             for row, i in enumerate(own):
-                if self._grads[i] is None:
+                if not self._tasks[i].has_grad:
                     flags[row, PRESENT] = 0.0
-            if any(self.checks(i) for i in own):
+            if any(self.checks(self._tasks[i]) for i in own):
                 flags[:, BAD] = self._whose_is_bad(own, flags.device)
             if self._amp.found_inf is not None:
                 flags[:, BAD] += (self._amp.found_inf != 0).to(flags)
-        return [PartialSum(flags, process_groups) for _, flags, process_groups in self._kinds]
+        return [PartialSum(flags, groups) for _, flags, groups in self._kinds]
 
-    def good(self, places: Sequence[int]) -> Tensor | None:
+    def applies(self, tasks: Sequence[Task]) -> Tensor | None:
         """Which of some tasks take the step, on their device; None where nobody here doubts it."""
-        if not self.doubts(places):
+        if not self.doubts(tasks):
             return None
-        flags = self._summed(places)
+        flags = self._summed(self._places[id(task)] for task in tasks)
         return (flags[:, PRESENT] > 0) & (flags[:, BAD] == 0)
 
-    def doubts(self, places: Sequence[int]) -> bool:
+    def doubts(self, tasks: Sequence[Task]) -> bool:
         """Whether some of the tasks may have to be left out, as far as is known here."""
-        return any(self._doubts(i) for i in places)
+        return any(map(self._doubts, tasks))
 
     def settle(self) -> None:
         """Say which steps have been left out, and take back their count."""
         doubted: dict[torch.device, list[int]] = {}
-        for i in filter(self._doubts, range(len(self._tasks))):
+        for i in [i for i, task in enumerate(self._tasks) if self._doubts(task)]:
             doubted.setdefault(self._of[i][0].device, []).append(i)
         for places in doubted.values():
             self._settle([self._tasks[i] for i in places], self._summed(places))
@@ -108,19 +98,16 @@ class StepMask:
                     task.state["step"] -= 1
                     task.t = 0
 
-    def _doubts(self, place: int) -> bool:
-        task, grad = self._tasks[place], self._grads[place]
-        return task.skipped is not None or self._amp.found_inf is not None or grad is None
+    def _doubts(self, task: Task) -> bool:
+        return task.skipped is not None or self._amp.found_inf is not None or not task.has_grad
 
-    def _summed(self, places: Sequence[int]) -> Tensor:
+    def _summed(self, places: Iterable[int]) -> Tensor:
         return torch.stack([flags[row] for flags, row in (self._of[i] for i in places)])
 
     def _whose_is_bad(self, own: list[int], device: torch.device) -> Tensor:
-        grads = [
-            (i, grad) for i in own if self.checks(i) and i not in self._bad and (grad := self._grads[i]) is not None
-        ]
+        grads = [(i, self._tasks[i].grad) for i in own if self.checks(self._tasks[i]) and i not in self._bad]
         looked_at = [(i, grad) for i, grad in grads if grad.numel()]
         if looked_at:
-            self.report([i for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
+            self.report([self._tasks[i] for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))
         fine = torch.zeros((), dtype=torch.bool, device=device)
         return torch.stack([self._bad.get(i, fine) for i in own]).float()

@@ -21,7 +21,7 @@ from .telemetry import Telemetry
 from .undo import Undo, ordinary_mode
 
 if TYPE_CHECKING:
-    from .sharded import Arrived, Sharded
+    from .sharded import Sharded
 
 States = dict[Tensor, State]  # an optimizer's, which makes an empty one where it has none
 # Number of a group, position of its first parameter or None where only some are stepped, tasks of its parameters.
@@ -99,13 +99,11 @@ class Driver:
                 undo.entry(group, name)
         # First whatever can refuse the step, or fail.
         found = self._all(groups, states, already_stepped) if only is None else self._some(groups, states, only)
-        arrived = self._arrive([task for *_, tasks in found for task in tasks if is_dtensor(task.p)])
+        self._arrive([task for *_, tasks in found for task in tasks if is_dtensor(task.param)])
         prepared = [self._prepare(one, groups[one[0]], states, amp, undo) for one in found]
         tasks = [task for of_group in prepared for task in of_group.tasks]
-        sharded = [task for task in tasks if is_dtensor(task.p)]
-        of_sharded = None
-        if arrived is not None and self._sharded is not None:
-            of_sharded = self._sharded.prepare(sharded, arrived, amp)
+        sharded = [task for task in tasks if is_dtensor(task.param)]
+        of_sharded = self._sharded.prepare(sharded, amp) if sharded and self._sharded is not None else None
         # Then what the step is; first what other processes take part in, which may fail before it has written anything.
         undo.count(tasks)
         if of_sharded is not None and self._sharded is not None:
@@ -178,56 +176,59 @@ class Driver:
         """A group's tasks in complete states, none of them counted, and how to step them."""
         number, first, tasks = found
         skips, left_out = group["nonfinite"] == "skip", list[Tensor]()
-        alone = [task for task in tasks if not is_dtensor(task.p)]
-        if amp.found_inf is not None and not all(counts_on_device(group, task.p) for task in alone):
+        alone = [task for task in tasks if not is_dtensor(task.param)]
+        if amp.found_inf is not None and not all(counts_on_device(group, task.param) for task in alone):
             if float(amp.found_inf):  # who counts steps on the host has to know there whether one is left out
-                left_out += [self._telemetry.skips_of(task.p, undo) for task in alone] if skips else []
-                tasks = [task for task in tasks if is_dtensor(task.p)]
+                left_out += [self._telemetry.skips_of(task.param, undo) for task in alone] if skips else []
+                tasks = [task for task in tasks if is_dtensor(task.param)]
             amp = amp._replace(found_inf=None)
         cache = self._caches.get(number)
         if cache is None and tasks:
             if skips:  # whether a sharded one is finite is no matter of this process alone
-                bad = [w for w in tasks if not (is_dtensor(w.p) or counts_on_device(group, w.p) or _is_finite(w))]
-                left_out += [self._telemetry.skips_of(task.p, undo) for task in bad]
+                bad = [
+                    w for w in tasks if not (is_dtensor(w.param) or counts_on_device(group, w.param) or _is_finite(w))
+                ]
+                left_out += [self._telemetry.skips_of(task.param, undo) for task in bad]
                 tasks = [task for task in tasks if task not in bad]
             self._complete(states, group, tasks, skips, undo)
             if first is not None and can_be_cached(group, tasks):
                 cache = self._caches[number] = TaskCache(group, tasks)
-        alone = [task for task in tasks if not is_dtensor(task.p)]
+        alone = [task for task in tasks if not is_dtensor(task.param)]
         ways = self._paths.ways(group, alone, amp, cache) if alone else []
         return _Prepared(tasks, ways, left_out, self._lr_at(states, number, group, tasks))
 
-    def _arrive(self, tasks: list[Task]) -> "Arrived | None":
-        """The gradients of the sharded tasks of all groups; None where there is none of these."""
+    def _arrive(self, tasks: list[Task]) -> None:
+        """Have the gradients of the sharded tasks of all groups become those of the elements held here."""
         if not tasks:
-            return None
+            return
         if self._sharded is None:
             from .sharded import Sharded  # not before, as it imports torch.distributed
 
             self._sharded = Sharded()
-        return self._sharded.arrive(tasks)
+        self._sharded.arrive(tasks)
 
     def _drop_states(self, states: States, tasks: list[Task]) -> None:
         """Those of sharded parameters that have not taken a first step."""
         for task in tasks:
             if task.state["step"].is_cpu and not step_count(task.state):  # there was no gradient anywhere, or a bad one
-                del states[task.p]
-                self._has_state.pop(task.p)
+                del states[task.param]
+                self._has_state.pop(task.param)
 
     def _complete(self, states: States, group: Group, tasks: list[Task], skips: bool, undo: Undo) -> None:
         """Give tasks complete states, and places for what is to be told."""
         for task in tasks:
-            there = counts_on_device(group, task.p)
-            known = self._has_state.get(task.p) == (task.config, there)
+            there = counts_on_device(group, task.param)
+            known = self._has_state.get(task.param) == (task.config, there)
             complete = len(task.state) == 1 + len(task.config.layout) and task.state["step"].dtype == COUNT
             if not known or not complete:
-                undo.entry(self._has_state, task.p, task.p)
-                undo.entry(states, task.p, task.p)
-                task.state, task.counter = ensure_state(states[task.p], task.config, task.p, there), None
-                self._has_state[task.p] = task.config, there
-                task.by_address &= is_dtensor(task.p) or all(map(has_address, task.state.values()))
-            if skips and (there or is_dtensor(task.p)):
-                task.skipped = self._telemetry.skips_of(task.p, undo)
+                undo.entry(self._has_state, task.param, task.param)
+                undo.entry(states, task.param, task.param)
+                task.stored, task.counter = ensure_state(states[task.param], task.config, task.param, there), None
+                task.state = task.stored
+                self._has_state[task.param] = task.config, there
+                task.by_address &= is_dtensor(task.param) or all(map(has_address, task.state.values()))
+            if skips and (there or is_dtensor(task.param)):
+                task.skipped = self._telemetry.skips_of(task.param, undo)
             if group["telemetry"]:
                 task.telemetry = self._telemetry.of(task, undo)
 

@@ -33,12 +33,14 @@ class TaskCache:
         self.tasks = tasks
         self.table: Any = None  # what a path has made of the tasks
         self._form, self._options = recipe_without_lr(group), _options_of(group)
-        by_parameter = {task.p: task for task in tasks}
+        by_parameter = {task.param: task for task in tasks}
         # A parameter that stands twice in its group has one task; then no step is taken for one like this.
         self._places = [by_parameter.pop(p, None) for p in group["params"]]
         # Held, so that no other tensor comes to have the address of one of these.
-        self._held = [(local_of(task.p)._base, *task.state.values()) for task in tasks]
-        self._guards = [None if task is None else _guards(task.p, task.grad, task.state) for task in self._places]
+        self._held = [(local_of(task.param)._base, *task.stored.values()) for task in tasks]
+        self._guards = [
+            None if task is None else _guards(task.param, _grad_of(task), task.stored) for task in self._places
+        ]
         for task in tasks:
             task.counter = counter_of(task.state)
 
@@ -62,9 +64,9 @@ class TaskCache:
                     return False
                 continue
             # Another object may have the state and the memory of this one, but it has a version counter of its own.
-            if p is not task.p or states.get(p) is not task.state or grad.layout is not torch.strided:
+            if p is not task.param or states.get(p) is not task.stored or grad.layout is not torch.strided:
                 return False
-            if facts != _guards(p, grad, task.state):
+            if facts != _guards(p, grad, task.stored):
                 return False
             task.grad = grad
         self._number(group, first, configs)
@@ -90,8 +92,18 @@ class TaskCache:
 
 def can_be_cached(group: Group, tasks: list[Task]) -> bool:
     """Whether a step of a group may be like the one before without a look at its values."""
-    alike = all(task.p.is_cpu and task.t and not task.missing and task.by_address for task in tasks)
+    alike = all(task.param.is_cpu and task.t and _has_own_grad(task) and task.by_address for task in tasks)
     return group["nonfinite"] == "propagate" and alike
+
+
+def _has_own_grad(task: Task) -> bool:
+    """Whether the optimizer's parameter has a gradient here; one of a shared parameter may have been moved here."""
+    return not task.shard.is_shared or task.param.grad is not None
+
+
+def _grad_of(task: Task) -> Any:
+    """The gradient as it arrives."""
+    return task.param.grad if task.shard.is_shared else task.grad
 
 
 def _options_of(group: Group) -> list[Any]:

@@ -156,7 +156,7 @@ def build_tasks(group: Group, checked: list[_Checked], states: Any, configs: Con
             now = configs.numbers(config.recipe, lr, t)
             if config.stochastic:
                 key = rounding_key(group["seed"], t, index)
-        task = Task(p, grad, state, config, now, key, group["maximize"], counter, t, missing=grad is NO_GRADIENT)
+        task = Task(p, grad, state, config, now, key, group["maximize"], counter, t, has_grad=grad is not NO_GRADIENT)
         task.by_address = config.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
         task.fused = is_dtensor(p) and is_fused(group, p.device.type)
         tasks.append(task)

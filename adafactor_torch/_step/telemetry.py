@@ -25,10 +25,10 @@ class Telemetry:
 
     def of(self, task: Task, undo: Undo) -> Tensor:
         """Where a step writes what it did with a parameter."""
-        known = self.told.get(task.p)
+        known = self.told.get(task.param)
         if known is None or known[0] is not task.config:
-            undo.entry(self.told, task.p, task.p)
-            known = self.told[task.p] = task.config, _nothing(task.config, task.p)
+            undo.entry(self.told, task.param, task.param)
+            known = self.told[task.param] = task.config, _nothing(task.config, task.param)
         return known[1]
 
     def skips_of(self, p: Tensor, undo: Undo | None = None) -> Tensor:

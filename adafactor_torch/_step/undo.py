@@ -65,8 +65,8 @@ class Undo:
 
     def take_back(self) -> None:
         """Make it as it was before, but for what has been stepped."""
-        stepped = {task.p for task in self._stepped}
-        take_back_count([task for task in self._counted if task.p not in stepped])
+        stepped = {task.param for task in self._stepped}
+        take_back_count([task for task in self._counted if task.param not in stepped])
         for p, restore in reversed(self._actions):
             if p is None or p not in stepped:
                 restore()

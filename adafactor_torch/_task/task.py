@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from adafactor_spec import Numbers, Recipe, dtypes
 from adafactor_spec.dtypes import at_least_float32, is_narrow
 from adafactor_spec.factoring import Plan
+
+from .shard import Shard
 
 NO_GRADIENT = torch.empty(0, dtype=torch.float32, device="cpu")
 COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
@@ -95,6 +97,11 @@ class ParamConfig:
         return self.rounding == "stochastic" and is_narrow(self.dtype)
 
     @functools.cached_property
+    def shard(self) -> Shard:
+        """The shard of a parameter that this process holds alone and wholly."""
+        return Shard(self.plan, self.plan)
+
+    @functools.cached_property
     def moments(self) -> tuple[str, ...]:
         """The entries of the state that keep the second moment."""
         return ("v_row", "v_col") if self.plan.factored else ("v",)
@@ -118,7 +125,11 @@ class ParamConfig:
 
 @dataclass(eq=False)
 class Task:
-    """One parameter in one step."""
+    """One parameter in one step.
+
+    Of a parameter that processes share, `p`, `grad` and `state` become the local tensors of this process before a
+    backend sees them. `param` and `stored` stay what the optimizer has, and caches go by them.
+    """
 
     p: Tensor
     grad: Tensor
@@ -131,9 +142,15 @@ class Task:
     t: int = 0  # the number of this step, where the host counts
     telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
-    missing: bool = False  # there is no gradient here, but there may be one on another process
+    has_grad: bool = True  # of a shared one another process may have a gradient; here it is of zeros then
     by_address: bool = True  # also of the gradient
     fused: bool = False  # a sharded one is stepped by its device's fused kernels
+    param: Tensor = field(init=False)  # as the optimizer has it
+    stored: State = field(init=False)  # the state as the optimizer has it
+    shard: Shard = field(init=False)  # which elements of the parameter are held here
+
+    def __post_init__(self) -> None:
+        self.param, self.stored, self.shard = self.p, self.state, self.config.shard
 
 
 class Amp(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..._sharding.dtensor import Lay
 from ..._task.task import Amp, Task
 from . import build as _native
 from .record import TASK, TaskRecord
@@ -41,7 +40,7 @@ class Compiled:
         assert library.adafactor_task() == TASK.itemsize
         table: TaskTable | None = None if holder is None else holder.table
         if table is None:
-            table = TaskTable(tasks, [self.row(task.p, task) for task in tasks])
+            table = TaskTable(tasks, [self.row(task) for task in tasks])
             if holder is not None and table.lasts:
                 holder.table = table
         table.begin(library, tasks, amp, self.carries)
@@ -72,9 +71,9 @@ class Compiled:
             stacklevel=2,
         )
 
-    def row(self, p: Tensor, task: Task, lay: Lay | None = None) -> TaskRecord:
-        """What the table has to say of a parameter, or of the part of p that this process holds."""
-        row = self.rows.get(p)
-        if row is None or not row.fits(task, lay):
-            row = self.rows[p] = TaskRecord(task, lay)
+    def row(self, task: Task) -> TaskRecord:
+        """What the table has to say of the elements of a parameter that this process holds."""
+        row = self.rows.get(task.param)
+        if row is None or not row.fits(task):
+            row = self.rows[task.param] = TaskRecord(task)
         return row

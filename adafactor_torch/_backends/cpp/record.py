@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._sharding.dtensor import Lay
 from ..._task.matrix_view import as_matrices, element_indices, from_matrices, matrix_view, reduced_axes, strides_of
 from ..._task.task import Task
 
@@ -44,13 +43,12 @@ class TaskRecord:
     """What is written into a table for one parameter, for as long as its tensors stay where they are.
 
     Args:
-        task: the parameter, or the part of one that this process holds.
-        lay: of a part, how it lies in the whole.
+        task: of the parameter.
     """
 
-    def __init__(self, task: Task, lay: Lay | None = None) -> None:
-        self._config, self._lay = task.config, lay
-        self._plan = plan = task.config.plan if lay is None else lay.plan
+    def __init__(self, task: Task) -> None:
+        self._config, self._shard = task.config, task.shard
+        self._plan = plan = task.shard.plan
         self._scales = bool(task.config.recipe.multiply_by_parameter_scale)
         self._where = _where(task)
         self._copies: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
@@ -74,14 +72,14 @@ class TaskRecord:
         record["g"] = _described(gradient)
         self._copies_gradient = gradient.data_ptr() != task.grad.data_ptr()
         if self._config.stochastic:
-            self._elements = element_indices(plan, None if lay is None else lay.piece.index())
+            self._elements = element_indices(plan, task.shard.elements)
             record["element"] = _described(self._elements)
             record["first"] = self._elements.storage_offset() if self._elements.is_meta else 0
         _write_flags(record, task)
 
-    def fits(self, task: Task, lay: Lay | None = None) -> bool:
+    def fits(self, task: Task) -> bool:
         """Whether all is as it was. A copy is of what stood there when it was made, so it never fits again."""
-        same = self._config is task.config and self._lay is lay and self._where == _where(task)
+        same = self._config is task.config and self._shard is task.shard and self._where == _where(task)
         return same and not self.copied and self._strides == task.grad.stride()
 
     def gradient(self, task: Task) -> int:

@@ -30,7 +30,7 @@ def step(tasks: list[Task], amp: Amp) -> Iterator[list[Task]]:
         if task.p.numel() < SMALL:
             kinds.setdefault(_kind(task), []).append(task)
         else:
-            _advance(BlockedTask(task, task.config.plan, amp, BLOCK), [task])
+            _advance(BlockedTask(task, amp, BLOCK), [task])
             yield [task]
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
@@ -58,24 +58,21 @@ def _kind(task: Task) -> tuple[Any, ...]:
 
 
 def _step_stack(tasks: list[Task], amp: Amp) -> None:
-    of_one = tasks[0].config.plan
-    stack, plan = stacked(tasks, of_one)
+    stack, plan = stacked(tasks)
     size = max(stack.p.numel(), matrix_view(plan).sizes[0])  # one block, also of tensors without elements
-    _advance(BlockedTask(stack, plan, amp, size, of_one=of_one), tasks)
+    _advance(BlockedTask(stack, amp, size, plan), tasks)
     unstack(stack, tasks)
 
 
-def stacked(tasks: list[Task], of_one: Plan) -> tuple[Task, Plan]:
-    """Works of one kind as one, behind each other along a batch axis in front, and its plan.
-
-    `of_one` is the plan of one of them.
-    """
-    first, config = tasks[0], tasks[0].config
+def stacked(tasks: list[Task]) -> tuple[Task, Plan]:
+    """Tasks of one kind as one, behind each other along a batch axis in front, and its plan."""
+    first, config, of_one = tasks[0], tasks[0].config, tasks[0].shard.plan
     names = [name for name in first.state if name != "step"]
     state = {name: torch.stack([task.state[name] for task in tasks]) for name in names}
     p, grad = torch.stack([task.p for task in tasks]), torch.stack([task.grad for task in tasks])
     told = [task.telemetry for task in tasks if task.telemetry is not None]
     stack = Task(p, grad, state, config, first.now, maximize=first.maximize)
+    stack.shard = first.shard
     stack.telemetry = torch.cat(told) if told else None
     if config.stochastic:
         keys = torch.tensor([task.key for task in tasks], dtype=torch.int64, device=p.device).to(torch.int32)

@@ -13,7 +13,6 @@ from torch import Tensor
 from adafactor_spec.factoring import Plan
 
 from ..._task.matrix_view import as_matrices, element_indices, from_matrices, in_memory, matrix_view, reduced_axes
-from ..._task.shard import Piece
 from ..._task.task import Amp, ParamConfig, Task
 from .. import reference as phases
 
@@ -31,20 +30,16 @@ class BlockedTask:
 
     Args:
         task: the parameter or the stack.
-        plan: of it.
         amp: what a GradScaler says.
         size: elements of a block, about.
-        of_one: the plan of one parameter of a stack, whose elements are counted for themselves.
-        piece: where this is a part of a tensor, what there is to know of the whole.
+        plan: of a stack; the elements of each of its parameters are counted for themselves, by the shard of the task.
     """
 
-    def __init__(
-        self, task: Task, plan: Plan, amp: Amp, size: int, of_one: Plan | None = None, piece: Piece | None = None
-    ) -> None:
+    def __init__(self, task: Task, amp: Amp, size: int, plan: Plan | None = None) -> None:
+        self.shard, self.one = task.shard, task.shard.plan
+        plan = plan or self.one
         self.task, self.plan, self.amp, self.now = task, plan, amp, task.now
-        self.one = of_one or plan
         self.good: Tensor | None = None
-        self.piece = piece or Piece(self.one)
         sizes = matrix_view(plan).sizes
         self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
         self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
@@ -107,7 +102,7 @@ class BlockedTask:
         if not self.config.stochastic:
             yield from [None] * len(self.cut(self.p))
             return
-        index = self._seen(element_indices(self.one, self.piece.index()))
+        index = self._seen(element_indices(self.one, self.shard.elements))
         if len(index) != self.sizes[0]:  # a stack, which is one block
             yield _indices(index, self.p.device).repeat(self.sizes[0] // len(index), 1, 1, 1)
             return

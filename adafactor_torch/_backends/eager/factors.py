@@ -22,22 +22,22 @@ class Factors:
     """
 
     def __init__(self, part: BlockedTask, rows: Tensor, cols: Tensor) -> None:
-        self._part, one, piece = part, part.one, part.piece
+        self._part, one, shard = part, part.one, part.shard
         self.rows, self.cols = rows, cols
         self._kept = part.state["v_row"], part.state["v_col"]
         (of_cols,) = part.config.plan.cols
         self.sums: list[Sum] = []
         self._norm: Tensor | None = None
-        if piece.is_split(one.cols):
-            self.rows *= part.sizes[of_cols] / piece.count(one.cols)
+        if shard.is_split(one.cols):
+            self.rows *= part.sizes[of_cols] / shard.count(one.cols)
             self.sums.append(Sum(self.rows, one.cols))
         self.sums.append(Sum(self.cols, one.rows))
         self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
-        self._mean, row = row_mean_source(part.task.config, piece), self._kept[0]
+        self._mean, row = row_mean_source(part.task), self._kept[0]
         if self._mean == "new":
             self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
             self.sums.append(Sum(self._norm, one.rows, one.cols))
-        if self._mean == "parts":
+        if self._mean == "old and squares":
             self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
             self.sums += [Sum(old, one.rows, one.cols), Sum(squares, (*one.rows, *one.cols))]
 
@@ -67,7 +67,7 @@ class Factors:
         """This process's share of a mean over the rows."""
         part = self._part
         (of_rows,) = part.config.plan.rows
-        share = part.sizes[of_rows] / part.piece.count(part.one.rows)
+        share = part.sizes[of_rows] / part.shard.count(part.one.rows)
         return kernels.mean(x.to(part.config.compute), part.config.plan.rows) * share
 
 

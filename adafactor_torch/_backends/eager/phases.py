@@ -54,7 +54,7 @@ def step_dense_matrix(part: BlockedTask) -> Iterator[list[Sum]]:
             torch.linalg.vector_norm(p, dim=3, keepdim=True, out=norm)
         return _share(norms, part)
 
-    scales, alone = recipe.multiply_by_parameter_scale, not part.piece.is_split(part.one.rms_axes)
+    scales, alone = recipe.multiply_by_parameter_scale, not part.shard.is_split(part.one.rms_axes)
     if scales and not alone:
         sums.append(Sum(p_squares := squares_of_p(), part.one.rms_axes))
     yield [*factors.sums, *sums]
@@ -89,7 +89,7 @@ def step_dense_matrix(part: BlockedTask) -> Iterator[list[Sum]]:
 
 def _share(norms: Tensor, part: BlockedTask) -> Tensor:
     """What the norms of rows add to the mean of squares of their batch indices."""
-    return (torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(part.piece.per_batch)).square_()
+    return (torch.linalg.vector_norm(norms, dim=OWN, keepdim=True) / math.sqrt(part.shard.per_batch)).square_()
 
 
 def _rooms(blocks: list[Tensor]) -> list[Tensor]:
@@ -121,7 +121,7 @@ def _means_of(part: BlockedTask, gs: list[Tensor], rooms: list[Tensor]) -> tuple
             torch.sum(x, 3, keepdim=True, out=row)
             total[:, :, : x.shape[2]].add_(x)
         torch.sum(total, 2, keepdim=True, out=col)
-    all_rows = part.piece.count(part.one.rows)
+    all_rows = part.shard.count(part.one.rows)
     rows.mul_(1.0 / (scale * part.sizes[3])).add_(config.added)
     cols.mul_(1.0 / (scale * all_rows)).add_(config.added * (part.sizes[2] / all_rows))
     return rows, cols
@@ -194,7 +194,7 @@ def _direction(
 
 def _share_of_squares(x: Tensor, part: BlockedTask) -> Tensor:
     """What a block adds to the mean of x^2 of its batch indices."""
-    return kernels.mean(x * x, OWN) * (math.prod(x.shape[1:]) / part.piece.per_batch)
+    return kernels.mean(x * x, OWN) * (math.prod(x.shape[1:]) / part.shard.per_batch)
 
 
 def means_of(
@@ -207,5 +207,5 @@ def means_of(
         wide = part.gradient(p, g, state)
         row_means, col_means = kernels.statistics(wide, config.added, plan_of(wide, config))
         row.copy_(row_means)
-        col += col_means * (wide.shape[of_rows] / part.piece.count(part.one.rows))
+        col += col_means * (wide.shape[of_rows] / part.shard.count(part.one.rows))
     return rows, cols

@@ -11,29 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._sharding.dtensor import Lay
-from ..._sharding.held import Held
-from ..._sharding.process_groups import ProcessGroups
 from ..._sharding.step_mask import StepMask
 from ..._task.reductions import PHASES, Reduction, reductions_of
-from ..._task.shard import PartialSum
-from ..._task.task import Amp, mark_written
+from ..._task.shard import GroupKey, PartialSum, Shard
+from ..._task.task import Amp, Task, mark_written
 from . import tiles
 from .launch_group import LaunchGroup, SharedWorkspace, alike, is_captured, signature_of, wide_of
 from .table_cache import cached_tables
-from .tables import Part, TaskRow, entry
-
-# A mesh, the dimensions of it along which there is something to add up, and whether that is even.
-Dims = tuple[Any, tuple[int, ...], bool]
+from .tables import TaskRow, entry
 
 
-def steps(held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp: Amp) -> Iterator[list[PartialSum]]:
+def steps(tasks: list[Task], mask: StepMask, amp: Amp) -> Iterator[list[PartialSum]]:
     """One step, in place; see `sharded.py` for where it pauses."""
-    tasks, amp = [one.task for one in held], amp._replace(found_inf=None)  # that is one of the flags
+    amp = amp._replace(found_inf=None)  # that is one of the flags
     capturing = is_captured(tasks)
-    checks = [flags.checks(one.place) for one in held]
-    signature = amp.grad_scale is None, *checks, *((id(one.lay), signature_of(one.task)) for one in held)
-    known: _Known = cached_tables(held[0].of, tasks, signature, capturing, lambda: _made(held, checks, amp))
+    checks = [mask.checks(task) for task in tasks]
+    signature = amp.grad_scale is None, *checks, *((id(task.shard), signature_of(task)) for task in tasks)
+    known: _Known = cached_tables(tasks[0].param, tasks, signature, capturing, lambda: _made(tasks, amp))
     for group in known.groups:
         group.prepare(tasks, amp, capturing)
     running = [group.step(tasks, amp) for group in known.groups]
@@ -42,12 +36,10 @@ def steps(held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp:
             next(phases)
         for group in known.groups if pause == 0 else ():
             if group.options.skips:
-                flags.report([held[i].place for i in group.members], group.flags != 0)
-        yield [
-            PartialSum(value, process_groups.of(mesh, dims), even) for value, (mesh, dims, even) in known.sums[pause]
-        ]
+                mask.report([tasks[i] for i in group.members], group.flags != 0)
+        yield known.sums[pause]
         for group in known.groups if pause == 0 else ():
-            _leave_out(group, flags.good([held[i].place for i in group.members]))
+            _leave_out(group, mask.applies([tasks[i] for i in group.members]))
     for phases in running:
         next(phases, None)
     mark_written(tasks)
@@ -65,8 +57,8 @@ class _Known(NamedTuple):
     """What is remembered of a set of parameters."""
 
     groups: list[LaunchGroup]
-    sums: list[list[tuple[Tensor, Dims]]]  # at each pause
-    lays: list[Lay]  # alive, for they are known by identity
+    sums: list[list[PartialSum]]  # at each pause
+    shards: list[Shard]  # alive, for they are known by identity
 
 
 _COLUMNS = {
@@ -79,24 +71,23 @@ _COLUMNS = {
 }  # of `ints`, for the place of a share
 
 
-def _made(held: list[Held], checks: list[bool], amp: Amp) -> _Known:
-    parts = [Part(one.lay.plan, one.lay.piece, checked) for one, checked in zip(held, checks, strict=True)]
-    entries = [entry(one.task, amp, part) for one, part in zip(held, parts, strict=True)]
-    known = _Known([], [[] for _ in range(PHASES)], [one.lay for one in held])
+def _made(tasks: list[Task], amp: Amp) -> _Known:
+    entries = [entry(task, amp) for task in tasks]
+    known = _Known([], [[] for _ in range(PHASES)], [task.shard for task in tasks])
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, (one, told) in enumerate(zip(held, entries, strict=True)):
-        kinds.setdefault((one.task.p.device, wide_of(told.options)), []).append(i)
+    for i, (task, row) in enumerate(zip(tasks, entries, strict=True)):
+        kinds.setdefault((task.p.device, wide_of(row.options)), []).append(i)
     for (device, wide), members in kinds.items():
         chosen = [entries[i] for i in members]
-        places, regions = _places([held[i] for i in members])
-        used = sum(count for *_, count in regions)
+        places, regions = _places([tasks[i] for i in members])
+        used = sum(region.size for region in regions)
         memory = torch.empty(used + sum(_size(one) for one in chosen), dtype=wide, device=device)
         start = 0
-        for pause, dims, count in regions:
-            if dims[1]:
-                known.sums[pause].append((memory[start : start + count], dims))
-            start += count
-        for _, options, own in alike([held[i].task for i in members], chosen):
+        for phase, groups, uniform, size in regions:
+            if groups:
+                known.sums[phase].append(PartialSum(memory[start : start + size], groups, uniform))
+            start += size
+        for _, options, own in alike([tasks[i] for i in members], chosen):
             room = SharedWorkspace(memory, start, [places[i] for i in own])
             known.groups.append(LaunchGroup(options, device, [members[i] for i in own], [chosen[i] for i in own], room))
             start += sum(_size(chosen[i]) for i in own)
@@ -107,19 +98,30 @@ def _size(one: TaskRow) -> int:
     return sum(one.workspace)
 
 
-def _places(held: Sequence[Held]) -> tuple[list[dict[int, int]], list[tuple[int, Dims, int]]]:
-    """Where each parameter has its shares; the regions of what is added up alike: pause, dimensions, elements."""
-    regions: dict[tuple[int, Any, tuple[int, ...], bool], list[tuple[int, Reduction]]] = {}
-    for i, one in enumerate(held):
-        lay = one.lay
-        for share in reductions_of(one.task.config, lay.plan, lay.piece, one.task.telemetry is not None):
-            kind = share.pause, lay.mesh, lay.dims_of(share.over), lay.is_even((*share.over, *share.gone))
-            regions.setdefault(kind, []).append((i, share))
-    places: list[dict[int, int]] = [{} for _ in held]
-    sizes, start = [], 0
-    for (pause, mesh, dims, even), of_region in regions.items():
-        for i, share in of_region:
-            places[i][_COLUMNS[share.name]] = start
-            start += share.size
-        sizes.append((pause, (mesh, dims, even), sum(share.size for _, share in of_region)))
-    return places, sizes
+class _Region(NamedTuple):
+    """Memory of what the same processes add up at the same time."""
+
+    phase: int
+    groups: tuple[GroupKey, ...]
+    uniform: bool
+    size: int
+
+
+def _places(tasks: Sequence[Task]) -> tuple[list[dict[int, int]], list[_Region]]:
+    """Where each parameter has what processes add up of it, and the regions of what they add up alike."""
+    kinds: dict[tuple[Any, ...], list[tuple[int, Reduction]]] = {}
+    for i, task in enumerate(tasks):
+        shard = task.shard
+        for one in reductions_of(task):
+            kind = one.phase, shard.mesh, shard.dims_over(one.over), shard.is_uniform((*one.over, *one.removed))
+            kinds.setdefault(kind, []).append((i, one))
+    places: list[dict[int, int]] = [{} for _ in tasks]
+    regions, start = list[_Region](), 0
+    for (phase, _, _, uniform), of_region in kinds.items():
+        first, size = of_region[0], 0
+        for i, one in of_region:
+            places[i][_COLUMNS[one.name]] = start + size
+            size += one.size
+        regions.append(_Region(phase, tasks[first[0]].shard.groups_over(first[1].over), uniform, size))
+        start += size
+    return places, regions

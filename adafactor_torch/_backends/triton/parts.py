@@ -5,29 +5,26 @@ import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
-from ..._sharding.held import Held
 from ..._sharding.process_groups import ProcessGroups
 from ..._sharding.step_mask import StepMask
 from ..._task.shard import PartialSum
-from ..._task.task import Amp
+from ..._task.task import Amp, Task
 
 
 class TritonParts:
     """Steps parts of parameters by the Triton kernels, which are not imported before they are used."""
 
-    def takes(self, one: Held, process_groups: ProcessGroups) -> bool:
+    def takes(self, task: Task, process_groups: ProcessGroups) -> bool:
         """Whether a part is stepped here, on every process alike."""
-        if not one.task.fused or one.task.p.is_cpu:
+        if not task.fused or task.p.is_cpu:
             return False
-        return process_groups.agree("Triton", one.lay.mesh, lambda: triton_path() is not None)
+        return process_groups.agree("Triton", task.shard.mesh, lambda: triton_path() is not None)
 
-    def steps(
-        self, held: list[Held], flags: StepMask, process_groups: ProcessGroups, amp: Amp
-    ) -> Iterator[list[PartialSum]]:
+    def steps(self, tasks: list[Task], mask: StepMask, amp: Amp) -> Iterator[list[PartialSum]]:
         """One step, in place; see `sharded.py` for where it pauses."""
         from .backend import steps
 
-        return steps(held, flags, process_groups, amp)
+        return steps(tasks, mask, amp)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 They stand beside those of `kernels.py`, in the same tables, where a parameter is a part of a larger tensor: counts and
 powers of two in `floats` are of the whole, so that the shares of all processes add up to its means. Which mean of R is
-shared, `Options.shares`, says `reductions.mean_of_rows`.
+shared, `Options.shares`, says `reductions.row_mean_source`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -51,7 +51,7 @@ def row_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags,
     scaled = tl.load(fixed + tiles.OVER_ROWS + 1)
     at, real = workspace + tl.load(row + tiles.NORM_MEANS) + matrix, matrix < matrices
     tl.store(at, tl.sum(sums, axis=1)[:, None] * scaled, mask=real)
-    if o.shares == "parts":
+    if o.shares == "old and squares":
         at = workspace + tl.load(row + tiles.NORM_SQUARES) + matrix
         tl.store(at, tl.sum(squares, axis=1)[:, None] * scaled, mask=real)
 
@@ -63,7 +63,7 @@ def row_norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, s
     matrix = block * o.lead + tl.arange(0, o.lead)
     real = matrix < tl.load(row + tiles.BATCH) * tl.load(row + tiles.LEAD)
     norm = tl.load(workspace + tl.load(row + tiles.NORM_MEANS) + matrix, mask=real, other=1.0)
-    if o.shares == "parts":
+    if o.shares == "old and squares":
         squares = tl.load(workspace + tl.load(row + tiles.NORM_SQUARES) + matrix, mask=real, other=1.0)
         norm = tl.load(now + tiles.BETA2) * norm + tl.load(now + tiles.COMPLEMENT2) * squares
     if o.floors:

@@ -32,7 +32,7 @@ def _shares(o: tiles.Options) -> Stage:
     found: Stage = []
     if o.factored:
         found.append((shares.shares_kernel, "moments"))
-    if o.shares in ("new", "parts"):
+    if o.shares in ("new", "old and squares"):
         found.append((shares.row_shares_kernel, "matrices"))
     if o.weighs:
         found.append((shares.weight_shares_kernel, "batch"))
@@ -47,7 +47,7 @@ def _moments(o: tiles.Options) -> Stage:
 def _norms(o: tiles.Options) -> Stage:
     found: Stage = []
     if o.factored:
-        norm = kernels.row_mean_kernel if o.shares == "here" else shares.row_norm_kernel
+        norm = kernels.row_mean_kernel if o.shares == "local" else shares.row_norm_kernel
         found.append((norm, "matrices"))
     if o.norms:
         found += [(kernels.norm_kernel, "units"), (shares.update_shares_kernel, "batch")]

@@ -6,7 +6,7 @@ All of it is decided when a set of parameters is first stepped, and holds while 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +15,6 @@ from adafactor_spec.factoring import Plan, Shape
 
 from ..._task.matrix_view import as_matrices, element_indices, matrix_view, reduced_axes, strides_of
 from ..._task.reductions import row_mean_source
-from ..._task.shard import Piece
 from ..._task.task import FLOATS, Amp, Task
 from . import tiles
 
@@ -105,18 +104,9 @@ class TaskRow:
         return [*parts, matrices * rows, matrices * cols, matrices, *[self.programs["units"]] * 2, 2 * batch]
 
 
-class Part(NamedTuple):
-    """What the task of a part of a parameter does not say."""
-
-    plan: Plan
-    piece: Piece
-    checks: bool  # whether somebody asks if the gradient is finite
-
-
-def entry(task: Task, amp: Amp, part: Part | None = None) -> TaskRow:
-    """What the kernels are told of a parameter, or of a part of one."""
-    whole = task.config.plan
-    plan, piece, checks = part or Part(whole, Piece(whole), task.skipped is not None)
+def entry(task: Task, amp: Amp) -> TaskRow:
+    """What the kernels are told of the elements of a parameter that this process holds."""
+    shard, plan = task.shard, task.shard.plan
     sizes = matrix_view(plan).sizes
     tensors = {"p": task.p, "grad": task.grad, **{name: x for name, x in task.state.items() if name in PLACES}}
     places: dict[int, list[int]] = {}
@@ -130,15 +120,16 @@ def entry(task: Task, amp: Amp, part: Part | None = None) -> TaskRow:
             scratch.append(Scratch(name, view, plan, seen))
         places[PLACES[name]] = [view.data_ptr(), *strides_of(view)]
     if task.config.stochastic:
-        index = element_indices(plan, piece.index())
+        index = element_indices(plan, shard.elements)
         index = index if index.is_meta else index.contiguous().to(task.p.device)
         first = int(index.storage_offset()) if index.is_meta else index.data_ptr()
         places[tiles.ELEMENTS.value] = [first, *strides_of(index)]
         kept = [] if index.is_meta else [index]
-    shares = row_mean_source(task.config, piece) if part else ""
+    shares = row_mean_source(task) if shard.is_shared else ""
+    checks = task.skipped is not None and task.has_grad
     layout = {"indexed": bool(kept), "shares": shares, "skips": checks, **_layout(places, sizes), **_tile(sizes)}
     options = _options(task, amp, **layout)
-    return TaskRow(options, sizes, places, _floats(task, piece), scratch, kept)
+    return TaskRow(options, sizes, places, _floats(task), scratch, kept)
 
 
 def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
@@ -177,13 +168,13 @@ def _by_step(task: Task) -> bool:
     return task.config.recipe.weight_decay_by == "step"
 
 
-def _floats(task: Task, piece: Piece) -> list[float]:
-    recipe, plan = task.config.recipe, task.config.plan
+def _floats(task: Task) -> list[float]:
+    recipe, plan, shard = task.config.recipe, task.config.plan, task.shard
     largest = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
     threshold = math.inf if recipe.clipping_threshold is None else recipe.clipping_threshold
     sign = -1.0 if task.maximize else 1.0
     numbers = [sign, task.config.eps1, recipe.eps2, largest, threshold]
-    for count in (piece.count(plan.cols), piece.count(plan.rows), piece.per_batch):
+    for count in (shard.count(plan.cols), shard.count(plan.rows), shard.per_batch):
         power = 2 ** (count - 1).bit_length()
         numbers += [1 / power, power / count]
     return numbers
