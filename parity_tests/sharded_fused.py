@@ -43,8 +43,8 @@ def without_library(name: str) -> tuple[float, int]:
     with mock.patch.object(_build, "library", (lambda unit: None) if last else _build.library):
         runs.advance(name, optimizer, 1, 3)
     runs.advance("plain", plain, 1, 3)
-    engine: Any = optimizer._driver
-    return _error((optimizer, plain)), len(engine._sharded._compiled.compiled.rows)
+    backends: Any = optimizer._driver._runner.backends
+    return _error((optimizer, plain)), len(backends[0].rows)
 
 
 def thawed(name: str) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from adafactor_torch import _param_groups as _groups
 from adafactor_torch import _saved_state
-from adafactor_torch._backends.triton.parts import TritonParts
+from adafactor_torch._backends.triton import TritonBackend
 from adafactor_torch._step import driver as _driver
 from adafactor_torch._step import tasks as _tasks
 
@@ -24,7 +24,7 @@ def by_kernels(steps: int, function: Callable[..., Any], *arguments: Any) -> Any
     """What a function returns where the kernels step every sharded parameter, and runs take so many steps."""
     _quick()
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-        patch.setattr(TritonParts, "takes", lambda *_: True)
+        patch.setattr(TritonBackend, "why_not", lambda _, task: None if task.shard.is_shared else "it is whole")
         patch.setattr(runs, "STEPS", steps)
         patch.setattr(behaviour, "SHAPES", behaviour.SOME)
         return function(*arguments)

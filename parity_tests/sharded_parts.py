@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adafactor_spec.factoring import Plan
-from adafactor_torch._backends.triton import backend as _sharded_backend
+from adafactor_torch._backends.triton import shard_step as _shard_step
 from adafactor_torch._task.matrix_view import reduced_axes
 from adafactor_torch._task.shard import GroupKey, PartialSum, Shard
 from adafactor_torch._task.task import NO_AMP, Amp, Task
@@ -87,7 +87,7 @@ class StepMask:
 
 def steps_of(tasks: list[Task], mask: Any, amp: Amp = NO_AMP) -> Iterator[list[PartialSum]]:
     """The step of the kernels."""
-    return _sharded_backend.steps(tasks, mask, amp)
+    return _shard_step.steps(tasks, mask, amp)
 
 
 class Parts:

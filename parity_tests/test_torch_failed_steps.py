@@ -16,8 +16,8 @@ from adafactor_torch._backends.cpp import build as _build
 from adafactor_torch._backends.cpp import table as _compiled_table
 from adafactor_torch._backends.eager import backend as _eager_backend
 from adafactor_torch._step import driver as _driver
-from adafactor_torch._step import paths as _paths
 from adafactor_torch._step import state as _state
+from adafactor_torch._step import tasks as _tasks
 from adafactor_torch._step.undo import Undo
 
 from .torch_runs import advance, all_parameters, frozen, parameters, set_gradients, snapshot
@@ -101,7 +101,8 @@ def library(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:
         raise Broken("no library")
 
     patch.setattr(_build, "library", broken)
-    patch.setattr(_paths, "is_fused", lambda group, device: True)
+    patch.setattr(_tasks, "is_fused", lambda group, device: True)
+    optimizer._driver._caches.clear()  # so that the backends are chosen again
 
 
 def no_memory_for_state(optimizer: Adafactor, patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from adafactor_torch._backends.triton import parts as _triton_parts
+from adafactor_spec import factoring
+from adafactor_torch._backends import triton as _triton
+from adafactor_torch._step.run import Runner
+from adafactor_torch._task.shard import Shard
 
 from . import sharded_behaviour as behaviour
 from . import sharded_kernels as kernels
@@ -22,6 +25,7 @@ from .two_processes import Ranks, processes
 
 pytestmark = [needs_triton, pytest.mark.xdist_group("four_interpreters")]
 
+PLAN = factoring.plan(factoring.last_two, (2,))
 STEPS = 2
 SHAPES: tuple[runs.Shape, ...] = ((13, 27), (3, 6), (27,), (6, 5, 9))
 
@@ -38,21 +42,22 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_kernels_take_what_they_take_on_all_processes(everywhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton_parts, "triton_path", lambda: "the kernels")
+    monkeypatch.setattr(_triton, "triton_path", lambda: "the kernels")
     asked = []
 
     def agree(what: str, mesh: str, has: Any) -> bool:
         asked.append((what, mesh, has()))
         return everywhere
 
-    def part(device: str, fused: bool, mesh: str = "one") -> Any:
-        return SimpleNamespace(p=torch.empty(2, device=device), fused=fused, shard=SimpleNamespace(mesh=mesh))
+    def backend_of(device: str, fused: bool) -> str:
+        shard = Shard(PLAN, PLAN, mesh="one")
+        task: Any = SimpleNamespace(p=torch.empty(2, device=device), fused=fused, shard=shard, by_address=True)
+        return runner._backend_of(task).name
 
-    process_groups: Any = SimpleNamespace(agree=agree)
-    parts = _triton_parts.TritonParts()
-    assert not parts.takes(part("cpu", True), process_groups)
-    assert not parts.takes(part("meta", False), process_groups) and not asked
-    assert parts.takes(part("meta", True), process_groups) is everywhere
+    runner = Runner()
+    monkeypatch.setattr(runner, "_process_groups", SimpleNamespace(agree=agree))
+    assert backend_of("cpu", False) == backend_of("meta", False) == "eager torch" and not asked
+    assert backend_of("meta", True) == ("Triton" if everywhere else "eager torch")
     assert asked == [("Triton", "one", True)]
 
 

@@ -5,7 +5,6 @@ imports Triton: `test_torch_triton.py` runs `triton_numbers.py` and `triton_cont
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import Numbers, Recipe, factoring, oracle, rounding_key, schedules
-from adafactor_torch._backends.cpp.compiled import Compiled
-from adafactor_torch._backends.triton import launch_group as _launch_group
+from adafactor_torch._backends.cpp.backend import CppBackend
+from adafactor_torch._backends.triton import TritonBackend
 from adafactor_torch._backends.triton.launch_group import step
 from adafactor_torch._param_groups import numbers_of
 from adafactor_torch._task.matrix_view import matrix_view
-from adafactor_torch._task.task import FLOATS, Amp, ParamConfig, Task
+from adafactor_torch._task.task import FLOATS, ParamConfig, Task
 from parity_tests.torch_runs import FLOAT64, Array, Shape, bits, gradient, values
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,23 +67,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-Prepared = tuple[list[_launch_group.LaunchGroup], Amp]
-
-
-def _prepare(compiled: Compiled, tasks: list[Task], amp: Amp, holder: object) -> Prepared:
-    return _launch_group.prepare(tasks, amp), amp
-
-
-def _step(compiled: Compiled, prepared: Prepared, tasks: list[Task]) -> Iterator[Sequence[Task]]:
-    groups, amp = prepared
-    yield from _launch_group.steps(groups, tasks, amp)
-
-
 @pytest.fixture
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fused=True` on the CPU takes the Triton kernels in place of the C++."""
-    monkeypatch.setattr(Compiled, "prepare", functools.partialmethod(_prepare))
-    monkeypatch.setattr(Compiled, "step", functools.partialmethod(_step))
+    monkeypatch.setattr(CppBackend, "why_not", lambda *_: "Triton is tested")
+    monkeypatch.setattr(TritonBackend, "why_not", lambda _, task: None if task.fused else "it is not asked for")
 
 
 def work_of(

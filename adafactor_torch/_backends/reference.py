@@ -13,10 +13,60 @@ import torch
 from torch import Tensor
 
 from adafactor_spec import Numbers
+from adafactor_spec.errors import refusal
 
 from .. import _kernels as kernels
+from .._sharding.step_mask import StepMask
 from .._task.finite import are_finite
+from .._task.memory import called
 from .._task.task import NO_AMP, Amp, ParamConfig, State, Task, torch_dtype
+from .protocol import Backend, Batch, Done, Phases
+
+
+class ReferenceBackend(Backend):
+    """One plain operation after the other, for `foreach=False` and for tensors that only torch's operators can read."""
+
+    name = "the reference"
+
+    def __init__(self) -> None:
+        self._tried: set[tuple[type, type, int]] = set()  # classes of a parameter and its gradient, and its config
+
+    def why_not(self, task: Task) -> str | None:
+        """Why it does not step a task; None where it does."""
+        if task.shard.is_shared:
+            return "it adds up nothing over processes"
+        return "it is slower" if task.by_address and task.foreach is not False else None
+
+    def steps(self, batch: Batch, mask: StepMask | None, amp: Amp, done: Done) -> Phases:
+        """The step of whole parameters, one after the other.
+
+        Raises:
+            ValueError: a parameter or its gradient is of a class that lacks an operator.
+        """
+        for task in batch.tasks:
+            if not task.by_address:
+                self._try(task, amp)
+        return _steps(batch.tasks, amp, done)
+
+    def _try(self, task: Task, amp: Amp) -> None:
+        """Compute the first step of a kind of subclass before any is written: it may lack an operator."""
+        kind = type(task.p), type(task.grad), id(task.config)
+        if kind in self._tried:
+            return
+        try:
+            computed(task, amp)
+        except Exception as error:
+            got = f"{type(task.p).__name__} with a gradient of {type(task.grad).__name__}"
+            must = "of a class that has the operators of a step"
+            raise refusal(called("", task.p), must, got, f"{type(error).__name__}: {error}") from error
+        self._tried.add(kind)
+
+
+def _steps(tasks: list[Task], amp: Amp, done: Done) -> Phases:
+    for task in tasks:
+        update(task, amp)
+        done([task])
+        yield []
 
 
 def update(task: Task, amp: Amp = NO_AMP) -> None:

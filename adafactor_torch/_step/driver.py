@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._backends.protocol import Phases
 from .._param_groups import Group, check_lr, check_options, counts_on_device, learning_rate, named, plain_form
 from .._sharding.dtensor import is_dtensor
 from .._task.memory import has_address
 from .._task.task import COUNT, NO_AMP, Amp, ParamConfig, State, Task
-from .paths import Paths, Way
+from .run import Assigned, Runner
 from .state import ensure_state, step_count
 from .state import is_asked_for_state as _is_asked_for_state
 from .task_cache import TaskCache, can_be_cached
@@ -19,9 +20,6 @@ from .tasks import ConfigCache, Given, build_tasks, checked, members
 from .tasks import check_kernels as _check_kernels
 from .telemetry import Telemetry
 from .undo import Undo, ordinary_mode
-
-if TYPE_CHECKING:
-    from .sharded import Sharded
 
 States = dict[Tensor, State]  # an optimizer's, which makes an empty one where it has none
 # Number of a group, position of its first parameter or None where only some are stepped, tasks of its parameters.
@@ -32,7 +30,7 @@ class _Prepared(NamedTuple):
     """A group of which nothing can fail any more."""
 
     tasks: list[Task]  # sharded ones too, in complete states
-    ways: list[Way]  # of those that are not sharded
+    whole: list[Phases]  # the steps of those that are not sharded
     left_out: list[Tensor]  # the counters of steps that are left out, as the host knows
     lr_at: dict[int, float]  # what its schedule says at the steps that it may be at afterwards
 
@@ -41,11 +39,10 @@ class Driver:
     """What an optimizer remembers beside its groups and state; all of it can be made again from them."""
 
     def __init__(self) -> None:
-        self._configs, self._paths, self._telemetry = ConfigCache(), Paths(), Telemetry()
+        self._configs, self._runner, self._telemetry = ConfigCache(), Runner(), Telemetry()
         # The config that a parameter's state was made for, and whether its steps are counted on its device.
         self._has_state: dict[Tensor, tuple[ParamConfig, bool]] = {}
         self._caches: dict[int, TaskCache] = {}  # of a group's last step, for as long as the next is like it
-        self._sharded: Sharded | None = None
         self._latest: dict[int, int] = {}  # the last step of each group with a schedule
         self._ids: list[int] = []  # of all parameters in the last step
 
@@ -81,9 +78,7 @@ class Driver:
             finally:
                 for cache in self._caches.values() if only is None else ():
                     cache.forget_gradients()
-        self._paths.compiled.warn()
-        if self._sharded is not None:
-            self._sharded.warn()
+        self._runner.warn()
 
     def _step(
         self,
@@ -99,20 +94,22 @@ class Driver:
                 undo.entry(group, name)
         # First whatever can refuse the step, or fail.
         found = self._all(groups, states, already_stepped) if only is None else self._some(groups, states, only)
-        self._arrive([task for *_, tasks in found for task in tasks if is_dtensor(task.param)])
+        arriving = [task for *_, tasks in found for task in tasks if is_dtensor(task.param)]
+        if arriving:
+            self._runner.local.receive(arriving)
         prepared = [self._prepare(one, groups[one[0]], states, amp, undo) for one in found]
         tasks = [task for of_group in prepared for task in of_group.tasks]
         sharded = [task for task in tasks if is_dtensor(task.param)]
-        of_sharded = self._sharded.prepare(sharded, amp) if sharded and self._sharded is not None else None
+        step_shards = self._runner.prepare_shards(sharded, amp) if sharded else None
         # Then what the step is; first what other processes take part in, which may fail before it has written anything.
         undo.count(tasks)
-        if of_sharded is not None and self._sharded is not None:
-            self._sharded.step(of_sharded)
+        if step_shards is not None:
+            step_shards()
             undo.stepped(sharded)
             self._drop_states(states, sharded)
-        for way in [way for of_group in prepared for way in of_group.ways]:
-            for done in way():
-                undo.stepped(done)
+        for steps in [steps for of_group in prepared for steps in of_group.whole]:
+            for _ in steps:
+                pass  # whole parameters have nothing to add up
         for (number, *_), one in zip(found, prepared, strict=True):
             for skips in one.left_out:
                 skips += 1
@@ -144,13 +141,14 @@ class Driver:
         if ids == self._ids:
             return
         self._ids, ours = ids, set(params)
+        self._runner.forget(self._configs.known.keys() - ours)
         mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._telemetry.told, self._telemetry.skipped)
-        for known in (*mine, self._configs.known, self._configs.places, self._paths.compiled.rows):
+        for known in (*mine, self._configs.known, self._configs.places):
             for p in known.keys() - ours:
                 del known[p]
         self._caches = {number: cache for number, cache in self._caches.items() if number < len(groups)}
         self._latest.clear()  # by the numbers of groups, which may have moved up
-        self._sharded = None  # on all processes, as all have the same groups
+        self._runner.forget_shards()  # on all processes, as all have the same groups
 
     def _some(self, groups: list[Group], states: States, params: Sequence[Tensor]) -> list[_Found]:
         given: dict[int, list[Given]] = {}
@@ -194,18 +192,16 @@ class Driver:
             if first is not None and can_be_cached(group, tasks):
                 cache = self._caches[number] = TaskCache(group, tasks)
         alone = [task for task in tasks if not is_dtensor(task.param)]
-        ways = self._paths.ways(group, alone, amp, cache) if alone else []
-        return _Prepared(tasks, ways, left_out, self._lr_at(states, number, group, tasks))
+        whole = self._runner.prepare(self._assigned(alone, cache), amp, undo.stepped) if alone else []
+        return _Prepared(tasks, whole, left_out, self._lr_at(states, number, group, tasks))
 
-    def _arrive(self, tasks: list[Task]) -> None:
-        """Have the gradients of the sharded tasks of all groups become those of the elements held here."""
-        if not tasks:
-            return
-        if self._sharded is None:
-            from .sharded import Sharded  # not before, as it imports torch.distributed
-
-            self._sharded = Sharded()
-        self._sharded.arrive(tasks)
+    def _assigned(self, tasks: list[Task], cache: TaskCache | None) -> Assigned:
+        """The backends of whole parameters of one group, found once for as long as the same tasks come again."""
+        if cache is None:
+            return self._runner.assign(tasks)
+        if cache.assigned is None:
+            cache.assigned = self._runner.assign(tasks)
+        return cache.assigned
 
     def _drop_states(self, states: States, tasks: list[Task]) -> None:
         """Those of sharded parameters that have not taken a first step."""

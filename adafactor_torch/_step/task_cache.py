@@ -15,6 +15,7 @@ from .._param_groups import OPTIONS, Group, learning_rate, recipe_without_lr
 from .._sharding.dtensor import is_dtensor, local_of, may_get_gradient
 from .._task.memory import has_address
 from .._task.task import NO_GRADIENT, State, Task
+from .run import Assigned
 from .state import counter_of
 from .tasks import ConfigCache
 
@@ -31,7 +32,7 @@ class TaskCache:
 
     def __init__(self, group: Group, tasks: list[Task]) -> None:
         self.tasks = tasks
-        self.table: Any = None  # what a path has made of the tasks
+        self.assigned: Assigned | None = None  # the backends of those of the tasks that are whole
         self._form, self._options = recipe_without_lr(group), _options_of(group)
         by_parameter = {task.param: task for task in tasks}
         # A parameter that stands twice in its group has one task; then no step is taken for one like this.

@@ -8,7 +8,7 @@ from torch import Tensor
 from adafactor_spec import PER_NAME, Numbers, Recipe, dtypes, replace, rounding_key
 from adafactor_spec.errors import refusal
 
-from .._backends.triton.parts import triton_path
+from .._backends.triton import triton_path
 from .._param_groups import (
     Group,
     counts_on_device,
@@ -158,7 +158,7 @@ def build_tasks(group: Group, checked: list[_Checked], states: Any, configs: Con
                 key = rounding_key(group["seed"], t, index)
         task = Task(p, grad, state, config, now, key, group["maximize"], counter, t, has_grad=grad is not NO_GRADIENT)
         task.by_address = config.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
-        task.fused = is_dtensor(p) and is_fused(group, p.device.type)
+        task.fused, task.foreach = is_fused(group, p.device.type), group["foreach"]
         tasks.append(task)
         if there:
             on_device.setdefault(p.device, []).append((task, index))

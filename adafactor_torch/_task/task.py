@@ -144,7 +144,8 @@ class Task:
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
     has_grad: bool = True  # of a shared one another process may have a gradient; here it is of zeros then
     by_address: bool = True  # also of the gradient
-    fused: bool = False  # a sharded one is stepped by its device's fused kernels
+    fused: bool = False  # stepped by the fused kernels of its device
+    foreach: bool | None = None  # False: by the reference, where nothing is fused
     param: Tensor = field(init=False)  # as the optimizer has it
     stored: State = field(init=False)  # the state as the optimizer has it
     shard: Shard = field(init=False)  # which elements of the parameter are held here

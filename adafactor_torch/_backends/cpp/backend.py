@@ -1,126 +1,119 @@
-"""`fused=True` on a CPU for sharded parameters: the C++ in `src/`, phase by phase, on the parts that are held here.
+"""`fused=True` on a CPU: a table with a row for each parameter, and one call of the C++ in `src/`, or one per phase.
 
-All parts are in one table, so a phase is one call. What it adds up over this process's elements it writes into buffers
-that are laid out so that whatever is summed over the same process groups at the same time lies together. The sum of p^2
-that is carried from step to step (`compiled.py`) is that of a part.
+The sum of p^2 is carried from the step that wrote p to the next one, which then need not read p for RMS(p) alone. It
+holds for as long as p's version counter says that nobody else has written p. A write through `p.data` or from outside
+torch does not count there: the step notices one, because it adds the squares of what it overwrites, but after the fact.
+It warns, and from then on every step reads p first. Of a shard the sum is that of the elements held here.
 """
 
 import ctypes
-import math
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Collection
 
-import torch
 from torch import Tensor
 
-from ..._sharding.process_groups import ProcessGroups
 from ..._sharding.step_mask import StepMask
-from ..._task.matrix_view import matrix_view
-from ..._task.reductions import Reduction, reductions_of, row_mean_source
-from ..._task.shard import GroupKey, PartialSum
+from ..._task.reductions import row_mean_source
 from ..._task.task import Amp, Task
-from . import build as _native
-from .compiled import Compiled
-from .table import TaskTable
-
-_BEGIN, _MIDDLE, _END = range(3)  # `Phase` of part.cpp
-_PHASE_BEFORE = {0: _BEGIN, 2: _MIDDLE}  # a pause
+from ..protocol import Backend, Batch, Done, Phases
+from . import build
+from .record import TASK, TaskRecord
+from .table import BEGIN, END, MIDDLE, TaskTable
 
 
-class CompiledParts:
-    """Steps parts of parameters on a CPU, and remembers between steps what it has to know of each."""
+class CppBackend(Backend):
+    """Steps parameters on a CPU, and remembers between steps what it has to know of each."""
+
+    name = "C++"
 
     def __init__(self) -> None:
-        self.compiled = Compiled()
-        self._table: _Table | None = None
+        self.carries = True  # sums of p^2
+        self._has_to_warn = False
+        self.rows: dict[Tensor, TaskRecord] = {}
+        self._of_shards: TaskTable | None = None  # of the last step
 
-    def takes(self, task: Task, process_groups: ProcessGroups) -> bool:
-        """Whether a part is stepped here, on every process alike; which, is asked for once on each mesh.
+    def available(self, shared: bool) -> bool:
+        """Whether there is a compiled library; asking builds it."""
+        return build.library("shard" if shared else "whole") is not None
 
-        A tensor without elements is not, nor one whose R has to be written before its mean is known.
-        """
-        if not task.fused or not task.p.is_cpu or 0 in task.shard.whole.shape:
-            return False
-        if row_mean_source(task) == "stored":
-            return False
-        return process_groups.agree("library", task.shard.mesh, lambda: _native.library("shard") is not None)
+    def why_not(self, task: Task) -> str | None:
+        """Why it does not step a task; None where it does."""
+        if not task.fused or not task.p.is_cpu:
+            return "it is not asked for" if task.p.is_cpu else "it is for CPUs"
+        if not task.shard.is_shared:
+            return None if task.by_address else "only torch's operators can read the tensors"
+        if 0 in task.shard.whole.shape:
+            return "there are no elements"
+        return "R has to be written before its mean is known" if row_mean_source(task) == "stored" else None
 
-    def steps(self, tasks: list[Task], mask: StepMask, amp: Amp) -> Iterator[list[PartialSum]]:
-        """One step, in place; see `sharded.py` for where it pauses."""
-        library = _native.library("shard")
+    def steps(self, batch: Batch, mask: StepMask | None, amp: Amp, done: Done) -> Phases:
+        """One call of the C++ for whole parameters, three for shards."""
+        if mask is not None:
+            return self._step_shards(batch, mask, amp)
+        library = build.library()
+        assert library is not None and library.adafactor_task() == TASK.itemsize
+        table: TaskTable | None = batch.table
+        if table is None or not table.lasts:
+            table = batch.table = TaskTable(batch.tasks, [self._row(task) for task in batch.tasks])
+        table.begin(library, batch.tasks, amp, self.carries)
+        return self._step_whole(library, table, batch.tasks, done)
+
+    def _step_whole(self, library: ctypes.CDLL, table: TaskTable, tasks: list[Task], done: Done) -> Phases:
+        table.run(library)
+        self._notice(table.end(tasks))
+        done(tasks)
+        yield []
+
+    def _step_shards(self, batch: Batch, mask: StepMask, amp: Amp) -> Phases:
+        library, tasks = build.library("shard"), batch.tasks
         assert library is not None
-        table = self._table_of(tasks)
-        table.begin(library, tasks, amp, self.compiled.carries)
-        table.run(library, _BEGIN)
-        yield table.asked[_BEGIN]
+        table = self._table_of_shards(batch)
+        table.begin(library, tasks, amp, self.carries)
+        table.run(library, BEGIN)
+        yield table.partial_sums[BEGIN]
         table.leave_out(mask.applies(tasks))
         yield []
-        table.run(library, _MIDDLE)
-        yield table.asked[_MIDDLE]
-        table.run(library, _END)
-        self.compiled.notice(table.end(tasks))
+        table.run(library, MIDDLE)
+        yield table.partial_sums[MIDDLE]
+        table.run(library, END)
+        self._notice(table.end(tasks))
 
-    def _table_of(self, tasks: list[Task]) -> "_Table":
-        """The table of the last step, where the same tasks are stepped again."""
-        if self._table is None or self._table.tasks is not tasks or not self._table.lasts:
-            rows = [self.compiled.row(task) for task in tasks]
-            if self._table is None or self._table.rows != rows:
-                self._table = _Table(tasks, rows)
-            self._table.tasks = tasks
-        return self._table
+    def _table_of_shards(self, batch: Batch) -> TaskTable:
+        """The table of the step before, where the same tensors are stepped again."""
+        table: TaskTable | None = batch.table
+        if table is None or not table.lasts:
+            rows, table = [self._row(task) for task in batch.tasks], self._of_shards
+            if table is None or table.rows != rows:
+                table = TaskTable(batch.tasks, rows)
+            batch.table = self._of_shards = table
+        return table
 
+    def _row(self, task: Task) -> TaskRecord:
+        """What the table has to say of the elements of a parameter that this process holds."""
+        row = self.rows.get(task.param)
+        if row is None or not row.fits(task):
+            row = self.rows[task.param] = TaskRecord(task)
+        return row
 
-class _Table(TaskTable):
-    """The arguments of the C++ for some parts, and the buffers of what they share."""
+    def _notice(self, surprised: bool) -> None:
+        """Carry no sums from now on, where one was another than that of what has been written over."""
+        self._has_to_warn |= surprised and self.carries
+        self.carries &= not surprised
 
-    def __init__(self, tasks: list[Task], rows: list[Any]) -> None:
-        super().__init__(tasks, rows)
-        self.tasks = tasks
-        self.asked: dict[int, list[PartialSum]] = {_BEGIN: [], _MIDDLE: []}
-        self._told = any(task.telemetry is not None for task in tasks)
-        kinds: dict[tuple[Any, ...], list[tuple[int, Reduction]]] = {}
-        for row, task in enumerate(tasks):
-            shard = task.shard
-            whole = shard.whole
-            self._of["all_rows"][row], self._of["all_cols"][row] = shard.count(whole.rows), shard.count(whole.cols)
-            self._of["all"][row] = shard.per_batch
-            reductions = reductions_of(task)
-            if whole.factored:  # local scratch: sqrt(mean(R)) of each matrix
-                reductions.append(Reduction("norms", 0, math.prod(matrix_view(shard.plan).sizes[:2]), ()))
-            for one in reductions:
-                groups, uniform = shard.groups_over(one.over), shard.is_uniform((*one.over, *one.removed))
-                kind = task.config.compute, _PHASE_BEFORE[one.phase], groups, uniform
-                kinds.setdefault(kind, []).append((row, one))
-        self._buffers = [self._laid(reductions, *kind) for kind, reductions in kinds.items()]
+    def forget(self, params: Collection[Tensor]) -> None:
+        """Keep nothing of these parameters of the optimizer."""
+        for p in params:
+            self.rows.pop(p, None)
+        self._of_shards = None
 
-    def _laid(
-        self,
-        reductions: list[tuple[int, Reduction]],
-        dtype: torch.dtype,
-        phase: int,
-        groups: tuple[GroupKey, ...],
-        uniform: bool,
-    ) -> Tensor:
-        buffer = torch.zeros(sum(one.size for _, one in reductions), dtype=dtype, device="cpu")
-        place = buffer.data_ptr()
-        for row, one in reductions:
-            self._of[one.name][row] = place
-            place += one.size * buffer.itemsize
-        self.asked[phase].append(PartialSum(buffer, groups, uniform))
-        return buffer
-
-    def begin(self, library: ctypes.CDLL, tasks: list[Task], amp: Amp, carries: bool) -> None:
-        """Write what is of this step alone. A part without elements writes no shares: they are zeros."""
-        super().begin(library, tasks, amp, carries)
-        for buffer in self._buffers:
-            buffer.zero_()
-        if self._told:
-            self._of["telemetry"] = [0 if task.telemetry is None else task.telemetry.data_ptr() for task in tasks]
-
-    def _versions(self, tasks: list[Task]) -> list[int]:
-        # Operators on a DTensor count as writes of that alone, those on its part as writes of that alone.
-        return [task.param._version + task.p._version for task in tasks]
-
-    def leave_out(self, good: Tensor | None) -> None:
-        """Only what is good is to be written."""
-        self._of["skip"] = 0 if good is None else (~good).numpy()
+    def warn(self) -> None:
+        """Say what was noticed: after the step, as a warning may be an error."""
+        if not self._has_to_warn:
+            return
+        self._has_to_warn = False
+        warnings.warn(
+            "A parameter was written through .data or from outside torch, which its version counter does not show, so "
+            "this step used RMS(p) from before that. From now on every step reads the parameters anew; write them "
+            "under torch.no_grad() to keep the faster way.",
+            stacklevel=2,
+        )

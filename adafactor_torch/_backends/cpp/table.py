@@ -1,6 +1,7 @@
 """The table from which the C++ in `src/` steps parameters, and its calls."""
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from adafactor_spec import dtypes
 
+from ..._task.matrix_view import matrix_view
+from ..._task.reductions import Reduction, reductions_of
+from ..._task.shard import GroupKey, PartialSum
 from ..._task.task import Amp, ParamConfig, Task, mark_written
 from .record import TASK, WORD, TaskRecord
 
@@ -26,8 +30,16 @@ _FIELDS = {
 _NEUTRAL = {"bias2": 1.0, "beta1": 0.0, "complement1": 1.0, "bias1": 1.0}
 
 
+BEGIN, MIDDLE, END = range(3)  # `Phase` of shard.cpp
+_PHASE_BEFORE = {0: BEGIN, 2: MIDDLE}  # a pause
+
+
 class TaskTable:
-    """The arguments of the C++ for some tasks, and for those of later steps whose tensors are where they were."""
+    """The arguments of the C++ for some tasks, and for those of later steps whose tensors are where they were.
+
+    Of shards it has the buffers, too, of what processes add up: all that is added up over the same process groups at
+    the same time lies together.
+    """
 
     def __init__(self, tasks: list[Task], rows: list[TaskRecord]) -> None:
         self.rows, self._of = rows, np.array([row.record for row in rows], TASK)
@@ -39,9 +51,48 @@ class TaskTable:
         self._room: int | None = None
         self._memory: Tensor | None = None
         self._narrows = [row for row, task in enumerate(tasks) if _narrows(task.config)]
+        self._shared = any(task.shard.is_shared for task in tasks)
+        self._measures = self._shared and any(task.telemetry is not None for task in tasks)
+        self.partial_sums: dict[int, list[PartialSum]] = {BEGIN: [], MIDDLE: []}
+        self._buffers = self._laid_out(tasks) if self._shared else []
+
+    def _laid_out(self, tasks: list[Task]) -> list[Tensor]:
+        kinds: dict[tuple[Any, ...], list[tuple[int, Reduction]]] = {}
+        for row, task in enumerate(tasks):
+            shard = task.shard
+            whole = shard.whole
+            self._of["all_rows"][row], self._of["all_cols"][row] = shard.count(whole.rows), shard.count(whole.cols)
+            self._of["all"][row] = shard.per_batch
+            reductions = reductions_of(task)
+            if whole.factored:  # local scratch: sqrt(mean(R)) of each matrix
+                reductions.append(Reduction("norms", 0, math.prod(matrix_view(shard.plan).sizes[:2]), ()))
+            for one in reductions:
+                groups, uniform = shard.groups_over(one.over), shard.is_uniform((*one.over, *one.removed))
+                kind = task.config.compute, _PHASE_BEFORE[one.phase], groups, uniform
+                kinds.setdefault(kind, []).append((row, one))
+        return [self._laid(reductions, *kind) for kind, reductions in kinds.items()]
+
+    def _laid(
+        self,
+        reductions: list[tuple[int, Reduction]],
+        dtype: torch.dtype,
+        phase: int,
+        groups: tuple[GroupKey, ...],
+        uniform: bool,
+    ) -> Tensor:
+        buffer = torch.zeros(sum(one.size for _, one in reductions), dtype=dtype, device="cpu")
+        place = buffer.data_ptr()
+        for row, one in reductions:
+            self._of[one.name][row] = place
+            place += one.size * buffer.itemsize
+        self.partial_sums[phase].append(PartialSum(buffer, groups, uniform))
+        return buffer
 
     def begin(self, library: ctypes.CDLL, tasks: list[Task], amp: Amp, carries: bool) -> None:
-        """Write what is of this step alone, and take the memory that the C++ works in, for as long as that takes."""
+        """Write what is of this step alone, and take the memory that the C++ works in, for as long as that takes.
+
+        A shard without elements writes nothing of what processes add up: there are zeros.
+        """
         table = self._of
         table["g"]["data"] = [row.gradient(task) for row, task in zip(self.rows, tasks, strict=True)]
         table["known"] = [
@@ -55,6 +106,10 @@ class TaskTable:
         if self._room is None:
             self._room = library.adafactor_room(*self._arguments())
         self._memory = torch.empty(self._room, dtype=torch.uint8, device="cpu")
+        for buffer in self._buffers:
+            buffer.zero_()
+        if self._measures:
+            self._of["telemetry"] = [0 if task.telemetry is None else task.telemetry.data_ptr() for task in tasks]
 
     def run(self, library: ctypes.CDLL, phase: int | None = None) -> None:
         """Have the C++ do all of a step, or one of its phases."""
@@ -65,6 +120,10 @@ class TaskTable:
             library.adafactor_step(*self._arguments(), threads, where)
         else:
             library.adafactor_phase(*self._arguments(), threads, where, ctypes.c_int64(phase))
+
+    def leave_out(self, applies: Tensor | None) -> None:
+        """Have only the tasks written for which the mask says so."""
+        self._of["skip"] = 0 if applies is None else (~applies).numpy()
 
     def end(self, tasks: list[Task]) -> bool:
         """Take note of what has been written.
@@ -87,7 +146,12 @@ class TaskTable:
         return ctypes.c_void_p(self._of.ctypes.data), ctypes.c_int64(len(self._of))
 
     def _versions(self, tasks: list[Task]) -> list[int]:
-        """A number of each parameter that grows with every write."""
+        """A number of each parameter that grows with every write.
+
+        Operators on a DTensor count as writes of that alone, those on its local tensor as writes of that alone.
+        """
+        if self._shared:
+            return [task.param._version + task.p._version for task in tasks]
         return [task.p._version for task in tasks]
 
 

@@ -11,11 +11,15 @@ import torch
 
 from adafactor_spec.factoring import Plan
 
+from ..._sharding.step_mask import StepMask
 from ..._task.matrix_view import matrix_view
+from ..._task.reductions import PHASES
+from ..._task.shard import PartialSum, Sum
 from ..._task.task import Amp, Task
+from ..protocol import Backend, Batch, Done, Phases
 from ..reference import fine, take_back
 from .blocks import BlockedTask
-from .phases import advance, advance_plain, is_dense_matrix
+from .phases import advance, advance_plain, is_dense_matrix, step_blocks, step_dense_matrix
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
 SMALL = 1 << 15
@@ -23,20 +27,35 @@ SMALL = 1 << 15
 BLOCK = 1 << 18
 
 
-def step(tasks: list[Task], amp: Amp) -> Iterator[list[Task]]:
-    """One step of every parameter, in place. What it yields is stepped."""
+class EagerBackend(Backend):
+    """Eager torch, which steps everything everywhere."""
+
+    name = "eager torch"
+
+    def why_not(self, task: Task) -> str | None:
+        """Why it does not step a task; None where it does."""
+        return None
+
+    def steps(self, batch: Batch, mask: StepMask | None, amp: Amp, done: Done) -> Phases:
+        """The step, in blocks and in stacks."""
+        return _step_whole(batch.tasks, amp, done) if mask is None else _step_shards(batch.tasks, mask, amp)
+
+
+def _step_whole(tasks: list[Task], amp: Amp, done: Done) -> Phases:
     kinds: dict[tuple[Any, ...], list[Task]] = {}
     for task in tasks:
         if task.p.numel() < SMALL:
             kinds.setdefault(_kind(task), []).append(task)
         else:
             _advance(BlockedTask(task, amp, BLOCK), [task])
-            yield [task]
+            done([task])
+            yield []
     for alike in kinds.values():
         at_once = max(1, BLOCK // max(alike[0].p.numel(), 1))
         for first in range(0, len(alike), at_once):
             _step_stack(alike[first : first + at_once], amp)
-            yield alike[first : first + at_once]
+            done(alike[first : first + at_once])
+            yield []
 
 
 def _advance(part: BlockedTask, tasks: list[Task]) -> None:
@@ -98,3 +117,62 @@ def _stacked(plan: Plan, count: int) -> Plan:
 
     view = None if plan.view is None else (count, *plan.view)
     return Plan((count, *plan.shape), moved(plan.rows), moved(plan.cols), (0, *moved(plan.batch)), view)
+
+
+def _step_shards(tasks: list[Task], mask: StepMask, amp: Amp) -> Phases:
+    stacks = [_Stack(own, amp) for own in _stacks_of_shards(tasks)]
+    running = [(stack, stack.phases(mask)) for stack in stacks]
+    for phase in range(PHASES):
+        sums = [(stack.shard, one) for stack, phases in running for one in next(phases)]
+        yield [
+            PartialSum(value, shard.groups_over(over), shard.is_uniform((*over, *gone)))
+            for shard, (value, over, gone) in sums
+        ]
+        for stack in stacks if phase == 0 else ():
+            stack.decide(mask)
+    for stack, phases in running:
+        next(phases, None)
+        stack.finish()
+
+
+class _Stack:
+    """Parameters that are stepped as one tensor, or one of them."""
+
+    def __init__(self, tasks: list[Task], amp: Amp) -> None:
+        self._tasks, self.shard = tasks, tasks[0].shard
+        stack, plan, size = tasks[0], self.shard.plan, BLOCK
+        if len(tasks) > 1:
+            stack, plan = stacked(tasks)
+            size = max(stack.p.numel(), matrix_view(plan).sizes[0])  # one block, also where no element is held here
+        self._stack = stack
+        self.part = BlockedTask(stack, amp, size, plan)
+
+    def phases(self, mask: StepMask) -> Iterator[list[Sum]]:
+        """The way to step it, which need not be that of other processes: all ask for the same sums."""
+        plain = is_dense_matrix(self.part) and not mask.doubts(self._tasks)
+        return step_dense_matrix(self.part) if plain else step_blocks(self.part)
+
+    def decide(self, mask: StepMask) -> None:
+        """From the flags of all processes, which parameters take the step."""
+        applies = mask.applies(self._tasks)
+        if applies is not None:
+            self.part.leave_out(applies)
+
+    def finish(self) -> None:
+        """Give every parameter what has been computed for the stack."""
+        if len(self._tasks) > 1:
+            unstack(self._stack, self._tasks)
+
+
+def _stacks_of_shards(tasks: list[Task]) -> list[list[Task]]:
+    """Groups parameters into stacks by criteria that are equal on every process."""
+    kinds: dict[tuple[Any, ...], list[Task]] = {}
+    for place, task in enumerate(tasks):
+        now = task.now if task.t else id(task.now)
+        kind = (task.config, task.shard, now, task.maximize, task.telemetry is None, task.p.device)
+        kinds.setdefault(kind if task.shard.most < SMALL else (*kind, place), []).append(task)
+    chunks = []
+    for own in kinds.values():
+        at_once = max(1, BLOCK // own[0].shard.most)
+        chunks += [own[first : first + at_once] for first in range(0, len(own), at_once)]
+    return chunks

@@ -18,6 +18,7 @@ from torch import Tensor
 from adafactor_spec import Numbers
 
 from ..._task.task import NO_AMP, Amp, Task, mark_written
+from ..protocol import Done, Phases
 from ..reference import update
 from . import tiles
 from .stages import stages
@@ -43,7 +44,7 @@ def step(tasks: Sequence[Task], amp: Amp = NO_AMP) -> None:
     Raises:
         RuntimeError: a CUDA graph is being captured, and a tensor is not where it was at the step before.
     """
-    for _ in steps(prepare(tasks, amp), tasks, amp):
+    for _ in steps(prepare(tasks, amp), tasks, amp, lambda _: None):
         pass
 
 
@@ -57,18 +58,20 @@ def prepare(tasks: Sequence[Task], amp: Amp) -> "list[LaunchGroup]":
     return groups
 
 
-def steps(groups: "list[LaunchGroup]", tasks: Sequence[Task], amp: Amp) -> Iterator[Sequence[Task]]:
-    """The step, of what `prepare` gave. What it yields is stepped."""
+def steps(groups: "list[LaunchGroup]", tasks: Sequence[Task], amp: Amp, done: Done) -> Phases:
+    """The step of whole parameters, of what `prepare` gave."""
     for task in tasks:
         if not task.p.numel():
             update(task, amp)
-            yield [task]
+            done([task])
+            yield []
     full = [task for task in tasks if task.p.numel()]
     for group in groups:
         for _ in group.step(full, amp):
             pass  # whole parameters have one stage
     mark_written(full)
-    yield full
+    done(full)
+    yield []
 
 
 def is_captured(tasks: Sequence[Task]) -> bool:

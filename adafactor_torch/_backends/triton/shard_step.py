@@ -5,7 +5,7 @@ compiled alike, may be others on another process, whose parts have other sizes. 
 same time is one piece of memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +15,15 @@ from ..._sharding.step_mask import StepMask
 from ..._task.reductions import PHASES, Reduction, reductions_of
 from ..._task.shard import GroupKey, PartialSum, Shard
 from ..._task.task import Amp, Task, mark_written
+from ..protocol import Phases
 from . import tiles
 from .launch_group import LaunchGroup, SharedWorkspace, alike, is_captured, signature_of, wide_of
 from .table_cache import cached_tables
 from .tables import TaskRow, entry
 
 
-def steps(tasks: list[Task], mask: StepMask, amp: Amp) -> Iterator[list[PartialSum]]:
-    """One step, in place; see `sharded.py` for where it pauses."""
+def steps(tasks: list[Task], mask: StepMask, amp: Amp) -> Phases:
+    """The step of shards."""
     amp = amp._replace(found_inf=None)  # that is one of the flags
     capturing = is_captured(tasks)
     checks = [mask.checks(task) for task in tasks]
