@@ -88,7 +88,7 @@ def computed(task: Task, amp: Amp) -> dict[str, Tensor]:
         g = g / amp.grad_scale.to(g)
     if task.maximize:
         g = -g
-    if config.l2:
+    if config.decay == "grad":
         g = g + task.now.weight_decay * wide
     means, p_rms = statistics(wide, g, config)
     u, kept = norm(g, means, state, config, task.now)
@@ -124,7 +124,7 @@ def take_back(tasks: Sequence[Task], good: Tensor) -> None:
 def weight(p: Tensor, state: State, config: ParamConfig) -> Tensor:
     """The parameter as the step takes it: with what the last rounding cut off."""
     wide = p.to(config.compute)
-    return wide + state["compensation"] if config.compensated else wide
+    return wide + state["compensation"] if config.rounds == "kahan" else wide
 
 
 def statistics(p: Tensor, g: Tensor, config: ParamConfig) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -150,7 +150,7 @@ def direction(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """u from the roots of the second moment, and what else is to be kept."""
     plan, moved, x = config.plan, dict[str, Tensor](), g
-    if config.averages == "grad":
+    if config.momentum == "grad":
         x, moved["m"] = average(g, state["m"], config, now)
     x = x if plan.view is None else x.reshape(plan.view)
     if config.recipe.amsgrad:
@@ -167,13 +167,13 @@ def apply(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Phase 3 of a clipped u: scale, average, decay. The new parameter, not yet rounded; what is to be kept."""
     recipe, moved = config.recipe, dict[str, Tensor]()
-    if config.averages == "update":
+    if config.momentum == "update":
         u, moved["m"] = average(u, state["m"], config, now)
     size = alpha(p_rms, config, now)
     change = size * u
-    if config.averages == "step":
+    if config.momentum == "step":
         change, moved["m"] = average(change, state["m"], config, now)
-    if config.decoupled:
+    if config.decay in ("step", "one"):
         change = change + now.weight_decay * (size if recipe.weight_decay_by == "step" else 1.0) * p
     return p - change, moved
 
@@ -183,7 +183,7 @@ def alpha(p_rms: Tensor, config: ParamConfig, now: Numbers) -> Any:
     recipe = config.recipe
     if not recipe.multiply_by_parameter_scale:
         return now.rho
-    if config.decoupled and recipe.decay_before_scale:
+    if config.decay in ("step", "one") and recipe.decay_before_scale:
         p_rms = p_rms * abs(1.0 - now.weight_decay)
     return now.rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
 
@@ -213,11 +213,11 @@ def rounded(x: Tensor, config: ParamConfig, key: Any, elements: Tensor | None = 
     `elements` are the indices of x's elements in C order, int32; all of them by default.
     """
     dtype = torch_dtype(config.dtype)
-    if config.stochastic:
+    if config.rounds == "stochastic":
         if elements is None:
             elements = torch.arange(x.numel(), dtype=torch.int64, device=x.device).to(torch.int32).view(x.shape)
         return {"p": kernels.round_stochastically(x, kernels.random_bits(key, elements), dtype)}
-    if config.compensated:
+    if config.rounds == "kahan":
         p = kernels.round_to(x, dtype)
         return {"p": p, "compensation": x - p}
     return {"p": x}

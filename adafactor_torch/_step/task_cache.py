@@ -82,7 +82,7 @@ class TaskCache:
                     recipe, t = task.config.recipe, task.t
                     now = configs.numbers(recipe, lr, t)
                 task.now = now
-                if task.config.stochastic:
+                if task.config.rounds == "stochastic":
                     task.key = rounding_key(group["seed"], t, first + place)
 
     def forget_gradients(self) -> None:

@@ -154,7 +154,7 @@ def build_tasks(group: Group, checked: list[_Checked], states: Any, configs: Con
             counter = counter_of(state)
             t = 1 if counter is None else int(counter) + 1
             now = configs.numbers(config.recipe, lr, t)
-            if config.stochastic:
+            if config.rounds == "stochastic":
                 key = rounding_key(group["seed"], t, index)
         task = Task(p, grad, state, config, now, key, group["maximize"], counter, t, has_grad=grad is not NO_GRADIENT)
         task.by_address = config.by_address and (is_dtensor(p) or all(map(has_address, (grad, *state.values()))))
@@ -182,7 +182,7 @@ def _number_on_device(group: Group, tasks: list[Task], positions: tuple[int, ...
         recipe = replace(tasks[places[0]].config.recipe, lr=lr)
         for place, now in zip(places, numbers_on_device(recipe, [steps[i] for i in places]), strict=True):
             tasks[place].now = now
-    if any(task.config.stochastic for task in tasks):
+    if any(task.config.rounds == "stochastic" for task in tasks):
         for task, key in zip(tasks, keys_on_device(group["seed"], steps, positions), strict=True):
             task.key = key
 

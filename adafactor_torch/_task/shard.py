@@ -9,16 +9,15 @@ from torch import Tensor
 
 from adafactor_spec.factoring import Plan, Shape
 
+GroupKey = tuple[tuple[int, ...], str]  # the ranks of a process group, and the type of the device
 
-class Sum(NamedTuple):
-    """A process's share of a mean over axes of a parameter, to be replaced in place by the sum of all shares."""
+
+class PartialSum(NamedTuple):
+    """What is to be replaced, in place, by its sum over the processes of some groups."""
 
     value: Tensor
-    over: Shape  # what other processes hold other parts of
-    gone: Shape = ()  # further axes that the value has no longer
-
-
-GroupKey = tuple[tuple[int, ...], str]  # the ranks of a process group, and the type of the device
+    groups: tuple[GroupKey, ...]
+    uniform: bool = True  # of the same size on all processes of its mesh, not only on those that add it up
 
 
 class Shard:
@@ -93,6 +92,12 @@ class Shard:
         sizes = self.whole.shape
         return all(axis in removed or sizes[axis] % self._shards_of(axis) == 0 for axis in self.split.values())
 
+    def partial_sum(self, value: Tensor, over: Shape, removed: Shape = ()) -> PartialSum:
+        """What this process contributes to a mean over some axes; `removed` are further axes that it has no longer."""
+        if not self.split:
+            return PartialSum(value, ())
+        return PartialSum(value, self.groups_over(over), self.is_uniform((*over, *removed)))
+
     def _shards_of(self, axis: int) -> int:
         return math.prod(self._sizes[dim] for dim, split in self.split.items() if split == axis)
 
@@ -108,11 +113,3 @@ class Shard:
     def elements(self) -> Tensor | None:
         """The elements held here as indices of the whole, as `element_indices` takes them; None for all of them."""
         return self._index()
-
-
-class PartialSum(NamedTuple):
-    """What is to be replaced, in place, by its sum over the processes of some groups."""
-
-    value: Tensor
-    groups: tuple[GroupKey, ...]
-    uniform: bool = True  # of the same size on all processes of its mesh, not only on those that add it up

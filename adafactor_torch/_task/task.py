@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,14 +67,12 @@ class ParamConfig:
         return 0.0 if self.recipe.eps1_mode == "floor" else self.eps1
 
     @functools.cached_property
-    def l2(self) -> bool:
-        """Whether the weight decay is a part of the gradient."""
-        return self.recipe.decays and self.recipe.weight_decay_by == "grad"
-
-    @functools.cached_property
-    def decoupled(self) -> bool:
-        """Whether there is another weight decay."""
-        return self.recipe.decays and not self.l2
+    def decay(self) -> Literal["", "grad", "step", "one"]:
+        """Where the weight decay acts: in the gradient, times the step size, or alone; "" without one."""
+        if not self.recipe.decays:
+            return ""
+        by = self.recipe.weight_decay_by
+        return "grad" if by == "grad" else "step" if by == "step" else "one"
 
     @functools.cached_property
     def clips(self) -> bool:
@@ -82,19 +80,16 @@ class ParamConfig:
         return self.recipe.clipping_threshold not in (None, math.inf)
 
     @functools.cached_property
-    def averages(self) -> str | None:
-        """What the first moment is one of, None without one."""
-        return None if self.recipe.beta1 is None else self.recipe.momentum_of
+    def momentum(self) -> Literal["", "grad", "update", "step"]:
+        """What the first moment is an average of, "" without one."""
+        return "" if self.recipe.beta1 is None else self.recipe.momentum_of
 
     @functools.cached_property
-    def compensated(self) -> bool:
-        """Whether what a rounding cuts off is kept."""
-        return self.rounding == "kahan" and is_narrow(self.dtype)
-
-    @functools.cached_property
-    def stochastic(self) -> bool:
-        """Whether a rounding is a matter of chance."""
-        return self.rounding == "stochastic" and is_narrow(self.dtype)
+    def rounds(self) -> Literal["nearest", "stochastic", "kahan"]:
+        """How the new parameter is rounded: "kahan" keeps what a rounding cuts off."""
+        if self.rounding == "nearest" or not is_narrow(self.dtype):
+            return "nearest"
+        return "stochastic" if self.rounding == "stochastic" else "kahan"
 
     @functools.cached_property
     def shard(self) -> Shard:
@@ -118,7 +113,7 @@ class ParamConfig:
             layout["v_max"] = (plan.matrix_shape, stored)
         if recipe.beta1 is not None:
             layout["m"] = (plan.shape, torch_dtype(recipe.momentum_dtype_for(self.dtype)))
-        if self.compensated:
+        if self.rounds == "kahan":
             layout["compensation"] = (plan.shape, torch.bfloat16)
         return layout
 

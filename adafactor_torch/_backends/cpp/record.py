@@ -35,7 +35,9 @@ TASK = np.dtype(
 _ADDRESS = Tensor.data_ptr
 _CODES = {getattr(torch, name): code for code, name in enumerate(("float64", "float32", "bfloat16", "float16"))}
 _CODES[torch.int32] = -1  # of indices, which the C++ knows as such
-_MOMENTUM = (None, "grad", "update", "step")
+_MOMENTUM = ("", "grad", "update", "step")
+_DECAY = ("", "grad", "step", "one")
+_ROUNDS = ("nearest", "stochastic", "kahan")
 _MOMENTUM_ROUNDING = ("store", "use", "decay")
 
 
@@ -71,7 +73,7 @@ class TaskRecord:
         gradient = as_matrices(task.grad.detach(), plan)
         record["g"] = _described(gradient)
         self._copies_gradient = gradient.data_ptr() != task.grad.data_ptr()
-        if self._config.stochastic:
+        if self._config.rounds == "stochastic":
             self._elements = element_indices(plan, task.shard.elements)
             record["element"] = _described(self._elements)
             record["first"] = self._elements.storage_offset() if self._elements.is_meta else 0
@@ -118,12 +120,12 @@ def _write_flags(record: Any, task: Task) -> None:
     config, recipe = task.config, task.config.recipe
     record["factored"], record["floors"] = config.plan.factored, config.floor is not None
     record["amsgrad"], record["clips"] = recipe.amsgrad, config.clips
-    record["momentum"] = _MOMENTUM.index(config.averages)
+    record["momentum"] = _MOMENTUM.index(config.momentum)
     record["debias"] = recipe.debias
     record["momentum_rounding"] = _MOMENTUM_ROUNDING.index(recipe.momentum_rounding)
     record["scales"], record["decay_first"] = recipe.multiply_by_parameter_scale, recipe.decay_before_scale
-    record["decay"] = 1 if config.l2 else 0 if not config.decoupled else 2 if recipe.weight_decay_by == "step" else 3
-    record["rounding"] = 1 if config.stochastic else 2 if config.compensated else 0
+    record["decay"] = _DECAY.index(config.decay)
+    record["rounding"] = _ROUNDS.index(config.rounds)
     record["maximize"] = task.maximize
     record["eps1"], record["eps2"] = config.eps1, recipe.eps2
     record["largest"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale

@@ -47,7 +47,7 @@ class TaskTable:
         self._surprised = np.zeros(len(rows), WORD)
         self._of["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
         self._of["telemetry"] = [0 if task.telemetry is None else task.telemetry.data_ptr() for task in tasks]
-        self._keyed = any(task.config.stochastic for task in tasks)
+        self._keyed = any(task.config.rounds == "stochastic" for task in tasks)
         self._room: int | None = None
         self._memory: Tensor | None = None
         self._narrows = [row for row, task in enumerate(tasks) if _narrows(task.config)]
@@ -167,7 +167,7 @@ def _write_numbers(table: Any, tasks: list[Task], amp: Amp) -> None:
 
 
 def _narrows(config: ParamConfig) -> bool:
-    return config.averages is not None and config.recipe.momentum_rounding == "decay"
+    return config.momentum != "" and config.recipe.momentum_rounding == "decay"
 
 
 def _narrow_beta1(task: Task) -> Any:

@@ -14,7 +14,7 @@ from adafactor_spec.factoring import Plan
 from ..._sharding.step_mask import StepMask
 from ..._task.matrix_view import matrix_view
 from ..._task.reductions import PHASES
-from ..._task.shard import PartialSum, Sum
+from ..._task.shard import PartialSum
 from ..._task.task import Amp, Task
 from ..protocol import Backend, Batch, Done, Phases
 from ..reference import fine, take_back
@@ -93,7 +93,7 @@ def stacked(tasks: list[Task]) -> tuple[Task, Plan]:
     stack = Task(p, grad, state, config, first.now, maximize=first.maximize)
     stack.shard = first.shard
     stack.telemetry = torch.cat(told) if told else None
-    if config.stochastic:
+    if config.rounds == "stochastic":
         keys = torch.tensor([task.key for task in tasks], dtype=torch.int64, device=p.device).to(torch.int32)
         stack.key = keys.repeat_interleave(matrix_view(of_one).sizes[0]).view(-1, 1, 1, 1)
     return stack, _stacked(of_one, len(tasks))
@@ -123,11 +123,7 @@ def _step_shards(tasks: list[Task], mask: StepMask, amp: Amp) -> Phases:
     stacks = [_Stack(own, amp) for own in _stacks_of_shards(tasks)]
     running = [(stack, stack.phases(mask)) for stack in stacks]
     for phase in range(PHASES):
-        sums = [(stack.shard, one) for stack, phases in running for one in next(phases)]
-        yield [
-            PartialSum(value, shard.groups_over(over), shard.is_uniform((*over, *gone)))
-            for shard, (value, over, gone) in sums
-        ]
+        yield [one for _, phases in running for one in next(phases)]
         for stack in stacks if phase == 0 else ():
             stack.decide(mask)
     for stack, phases in running:
@@ -147,7 +143,7 @@ class _Stack:
         self._stack = stack
         self.part = BlockedTask(stack, amp, size, plan)
 
-    def phases(self, mask: StepMask) -> Iterator[list[Sum]]:
+    def phases(self, mask: StepMask) -> Iterator[list[PartialSum]]:
         """The way to step it, which need not be that of other processes: all ask for the same sums."""
         plain = is_dense_matrix(self.part) and not mask.doubts(self._tasks)
         return step_dense_matrix(self.part) if plain else step_blocks(self.part)

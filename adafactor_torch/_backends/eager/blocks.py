@@ -83,7 +83,7 @@ class BlockedTask:
             g = g / self.amp.grad_scale.to(g)
         if self.task.maximize:
             g = -g
-        return g + self.now.weight_decay * self.weight(p, state) if self.config.l2 else g
+        return g + self.now.weight_decay * self.weight(p, state) if self.config.decay == "grad" else g
 
     def weight(self, p: Tensor, state: dict[str, Tensor]) -> Tensor:
         """The weights of a block as the step takes them."""
@@ -99,7 +99,7 @@ class BlockedTask:
 
     def elements(self) -> Iterator[Tensor | None]:
         """For stochastic rounding, the indices of each block's elements in C order, int32; made one after the other."""
-        if not self.config.stochastic:
+        if self.config.rounds != "stochastic":
             yield from [None] * len(self.cut(self.p))
             return
         index = self._seen(element_indices(self.one, self.shard.elements))

@@ -7,7 +7,7 @@ from adafactor_spec.factoring import Plan
 
 from ... import _kernels as kernels
 from ..._task.reductions import row_mean_source
-from ..._task.shard import Sum
+from ..._task.shard import PartialSum
 from ..._task.task import ParamConfig
 from .blocks import BlockedTask
 
@@ -26,31 +26,34 @@ class Factors:
         self.rows, self.cols = rows, cols
         self._kept = part.state["v_row"], part.state["v_col"]
         (of_cols,) = part.config.plan.cols
-        self.sums: list[Sum] = []
+        self.sums: list[PartialSum] = []
         self._norm: Tensor | None = None
         if shard.is_split(one.cols):
             self.rows *= part.sizes[of_cols] / shard.count(one.cols)
-            self.sums.append(Sum(self.rows, one.cols))
-        self.sums.append(Sum(self.cols, one.rows))
+            self.sums.append(shard.partial_sum(self.rows, one.cols))
+        self.sums.append(shard.partial_sum(self.cols, one.rows))
         self._means: tuple[Tensor, Tensor] | None = None  # of old R and of g^2, over the rows
         self._mean, row = row_mean_source(part.task), self._kept[0]
         if self._mean == "new":
             self._norm = self._mean_of_rows(self._updated(0).to(row.dtype))
-            self.sums.append(Sum(self._norm, one.rows, one.cols))
+            self.sums.append(shard.partial_sum(self._norm, one.rows, one.cols))
         if self._mean == "old and squares":
             self._means = old, squares = self._mean_of_rows(row), self._mean_of_rows(self.rows)
-            self.sums += [Sum(old, one.rows, one.cols), Sum(squares, (*one.rows, *one.cols))]
+            self.sums += [
+                shard.partial_sum(old, one.rows, one.cols),
+                shard.partial_sum(squares, (*one.rows, *one.cols)),
+            ]
 
-    def update(self) -> list[Sum]:
+    def update(self) -> list[PartialSum]:
         """Put the means into R and C; what is still to be summed up."""
-        part, one, now = self._part, self._part.one, self._part.now
+        part, one, shard, now = self._part, self._part.one, self._part.shard, self._part.now
         for which, kept in enumerate(self._kept):
             write(kept, self._updated(which), part.good)
         if self._means is not None:
             self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
         if self._mean == "stored":
             self._norm = self._mean_of_rows(self._kept[0])
-            return [Sum(self._norm, one.rows, one.cols)]
+            return [shard.partial_sum(self._norm, one.rows, one.cols)]
         return []
 
     def roots(self) -> tuple[Tensor, ...]:

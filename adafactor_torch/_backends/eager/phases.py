@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _kernels as kernels
-from ..._task.shard import Sum
+from ..._task.shard import PartialSum
 from .. import reference as phases
 from .blocks import OWN, BlockedTask
 from .factors import Factors, no_means, plan_of, write
@@ -30,9 +30,9 @@ def is_dense_matrix(part: BlockedTask) -> bool:
 def _has_plain_momentum(part: BlockedTask) -> bool:
     """Whether a part has no momentum, or one of the clipped u that no storing rounds."""
     config = part.config
-    if config.averages is None:
+    if not config.momentum:
         return True
-    return config.averages == "update" and part.state["m"].dtype == config.compute and not config.recipe.debias
+    return config.momentum == "update" and part.state["m"].dtype == config.compute and not config.recipe.debias
 
 
 def advance_plain(part: BlockedTask) -> None:
@@ -41,12 +41,12 @@ def advance_plain(part: BlockedTask) -> None:
         pass  # what it asks for is there already
 
 
-def step_dense_matrix(part: BlockedTask) -> Iterator[list[Sum]]:
+def step_dense_matrix(part: BlockedTask) -> Iterator[list[PartialSum]]:
     """One step, in place, of parameters that all take it: with the pauses of `blocks.stepped`, and the same sums."""
     config, recipe, cut = part.config, part.config.recipe, part.cut
     ps, gs = cut(part.p), cut(part.g)
     rooms = _rooms(gs)
-    factors, sums = Factors(part, *_means_of(part, gs, rooms)), list[Sum]()
+    factors, sums = Factors(part, *_means_of(part, gs, rooms)), list[PartialSum]()
     norms = torch.empty_like(factors.rows)  # of rows, in one pass: torch is slow to add all of a block to one number
 
     def squares_of_p() -> Tensor:
@@ -56,7 +56,7 @@ def step_dense_matrix(part: BlockedTask) -> Iterator[list[Sum]]:
 
     scales, alone = recipe.multiply_by_parameter_scale, not part.shard.is_split(part.one.rms_axes)
     if scales and not alone:
-        sums.append(Sum(p_squares := squares_of_p(), part.one.rms_axes))
+        sums.append(part.shard.partial_sum(p_squares := squares_of_p(), part.one.rms_axes))
     yield [*factors.sums, *sums]
     yield factors.update()
     row_root, col_root = factors.roots()
@@ -65,7 +65,7 @@ def step_dense_matrix(part: BlockedTask) -> Iterator[list[Sum]]:
     if config.clips:
         for g, x, col, norm in zip(gs, rooms, cols, cut(norms), strict=True):
             torch.linalg.vector_norm(torch.mul(g, col, out=x), dim=3, keepdim=True, out=norm)
-        sums.append(Sum(u_squares := _share(norms.mul_(row_scale), part), part.one.rms_axes))
+        sums.append(part.shard.partial_sum(u_squares := _share(norms.mul_(row_scale), part), part.one.rms_axes))
     yield sums
     if config.clips:
         row_scale = kernels.clip(row_scale, torch.sqrt(u_squares), recipe.clipping_threshold or math.inf)
@@ -136,7 +136,7 @@ def advance(part: BlockedTask) -> None:
         pass  # what it asks for is there already
 
 
-def step_blocks(part: BlockedTask) -> Iterator[list[Sum]]:
+def step_blocks(part: BlockedTask) -> Iterator[list[PartialSum]]:
     """One step, in place, which stops between phases for the sums that it needs from all processes.
 
     Where `part.good` has been set by then, a mask [batch, 1, 1, 1], the step is written only there.
@@ -150,14 +150,14 @@ def step_blocks(part: BlockedTask) -> Iterator[list[Sum]]:
     if recipe.multiply_by_parameter_scale or told is not None:
         for into, p, state in zip(cut(p_squares), ps, states, strict=True):
             into += _share_of_squares(part.weight(p, state), part)
-        sums.append(Sum(p_squares, part.one.rms_axes))
+        sums.append(part.shard.partial_sum(p_squares, part.one.rms_axes))
     yield sums
     yield [] if factors is None else factors.update()
     roots: Roots = [()] * len(ps) if factors is None else list(zip(*map(cut, factors.roots()), strict=True))
     if config.clips or told is not None:
         for into, p, g, root, state in zip(cut(u_squares), ps, gs, roots, states, strict=True):
             into += _share_of_squares(_direction(part, p, g, root, state)[0], part)
-    yield [Sum(u_squares, part.one.rms_axes)] if config.clips or told is not None else []
+    yield [part.shard.partial_sum(u_squares, part.one.rms_axes)] if config.clips or told is not None else []
     p_rms, u_rms = torch.sqrt(p_squares), torch.sqrt(u_squares)
     clip = kernels.clip_factor(u_rms, recipe.clipping_threshold or math.inf)
     key = part.task.key

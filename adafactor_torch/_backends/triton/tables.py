@@ -119,7 +119,7 @@ def entry(task: Task, amp: Amp) -> TaskRow:
             seen = tuple(1 if axis in reduced else size for axis, size in enumerate(plan.matrix_shape))
             scratch.append(Scratch(name, view, plan, seen))
         places[PLACES[name]] = [view.data_ptr(), *strides_of(view)]
-    if task.config.stochastic:
+    if task.config.rounds == "stochastic":
         index = element_indices(plan, shard.elements)
         index = index if index.is_meta else index.contiguous().to(task.p.device)
         first = int(index.storage_offset()) if index.is_meta else index.data_ptr()
@@ -141,18 +141,18 @@ def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
         p=config.dtype,
         g=FLOATS[task.grad.dtype],
         v=FLOATS[task.state[config.moments[0]].dtype],
-        m=FLOATS[task.state["m"].dtype] if config.averages else "",
+        m=FLOATS[task.state["m"].dtype] if config.momentum else "",
         factored=config.plan.factored,
         floors=config.floor is not None,
         amsgrad=recipe.amsgrad,
         clips=config.clips,
-        momentum=config.averages or "",
+        momentum=config.momentum,
         momentum_rounding=recipe.momentum_rounding,
         debias=recipe.debias,
         scales=scales,
-        decay="grad" if config.l2 else "" if not config.decoupled else "step" if _by_step(task) else "one",
-        decay_first=config.decoupled and recipe.decay_before_scale,
-        rounding="stochastic" if config.stochastic else "kahan" if config.compensated else "nearest",
+        decay=config.decay,
+        decay_first=config.decay in ("step", "one") and recipe.decay_before_scale,
+        rounding=config.rounds,
         unscales=amp.grad_scale is not None,
         guarded=amp.found_inf is not None,
         counts="" if task.skipped is None else str(task.skipped.dtype).removeprefix("torch."),
@@ -162,10 +162,6 @@ def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
         weighs=scales or measures,
         **layout,
     )
-
-
-def _by_step(task: Task) -> bool:
-    return task.config.recipe.weight_decay_by == "step"
 
 
 def _floats(task: Task) -> list[float]:
