@@ -1,4 +1,4 @@
-"""The optimizer: checks and bookkeeping around the phases of a step."""
+"""The optimizer that users construct: `Adafactor`, its arguments, its state dicts, and the entry of a step."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload

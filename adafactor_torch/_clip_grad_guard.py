@@ -1,8 +1,8 @@
-"""The clipping of gradients by value or global norm, refused for as long as gradients are released.
+"""Refuses torch's gradient clipping for as long as gradients are released.
 
-After such a backward pass every `grad` is None, and torch's functions then do nothing, without a word. Nothing that an
-optimizer owns takes part in them, so the refusal has to stand in the functions themselves: the one place through which
-all who call them pass, however they have imported them.
+After a backward pass that releases gradients every `grad` is None, and torch's functions would do nothing without a
+word. No optimizer takes part in them, so the refusal stands in the functions themselves: every caller passes through
+them, however it has imported them.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Gradient release: each parameter is stepped within the backward pass, and its gradient freed at once.
 
-FSDP2 reduces the gradients of a module's parameters together, into one buffer of which each is a view, and calls their
-hooks one after the other. To free one of them alone would free nothing. So they are stepped together, when the last is
-there, with one set of sums over processes for all.
+FSDP2 reduces the gradients of a module's parameters together into one buffer, of which each gradient is a view, and
+then calls their hooks one after the other. Freeing a single view would free no memory. So these parameters are stepped
+together when the last gradient is there, with one set of sums over processes for all of them.
 """
 
 import sys

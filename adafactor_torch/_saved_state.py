@@ -1,4 +1,4 @@
-"""What a saved state of a parameter has to be, and that state as the parameter's optimizer keeps it."""
+"""Checks the saved state of parameters, and brings it to the form that the optimizer keeps."""
 
 import math
 from typing import Any

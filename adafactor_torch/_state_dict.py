@@ -1,6 +1,6 @@
-"""State dicts of tensors and plain values: how groups are saved, and what is refused of saved ones.
+"""State dicts of tensors and plain values: how groups are saved, and which saved groups are refused.
 
-What the state of a parameter has to be, see `_saved_state`.
+`_saved_state` does the same for the state of a parameter.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What a way to compute a step offers to whoever runs it."""
+"""The interface of a backend, which is a way to compute a step."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The three phases of a step of one parameter, in plain torch: the reference that every faster path is tested against.
+"""The three phases of a step of one parameter in plain torch: the reference that every other backend is tested against.
 
-Between two phases lies the only thing that shards of one parameter would have to tell each other: sums of g^2 and p^2
-after the first, of u^2 after the second. Nothing is read back to the host: the numbers of a step are Python floats or
-0-dimensional tensors, and what makes a parameter stay as it was is a mask.
+Shards of one parameter would have to exchange only the sums between two phases: those of g^2 and p^2 after the first,
+that of u^2 after the second. Nothing is read back to the host: the numbers of a step are Python floats or 0-dimensional
+tensors, and a mask says whether a parameter is written.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""All that knows torch.distributed: DTensors, their gradients, process groups, and who takes the step."""
+"""Everything that knows torch.distributed: DTensors, their gradients, process groups, and which shards take a step."""

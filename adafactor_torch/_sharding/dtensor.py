@@ -1,4 +1,4 @@
-"""Parameters that processes share: DTensors, as FSDP2 and tensor parallelism make them. Flat shards are refused."""
+"""DTensors, as FSDP2 and tensor parallelism make them: their local tensors, their shards and their state tensors."""
 
 import functools
 import sys

@@ -1,8 +1,8 @@
-"""Gradients of DTensors, on the parts that this process holds of the parameters.
+"""Brings the gradients of DTensors to the placements of their parameters.
 
-Most have the placements of their parameter. Others arrive as terms of a sum, or placed otherwise, and processes
-exchange them. A process without the gradient has to take part in that, and so to know of it. Therefore all tell each
-other how the gradient of a parameter arrives, in the first step in which one of them has it.
+Most gradients have those placements already. Others are terms of a sum or are placed otherwise, and processes exchange
+them. A process without the gradient takes part in that exchange, so it has to know of it. Therefore processes tell each
+other how the gradient of a parameter is placed, in the first step in which one of them has it.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""Sums over processes: all that a phase asks for, of all parameters, in one flat all-reduce per process group.
+"""Adds up over processes: all that a phase asks for, of all parameters, in one flat all-reduce per process group.
 
-Every process of a group has to ask for the same sums in the same order. So both follow from the parameters, their
-placements and their options, and never from which gradients there are. Groups are known by their members: meshes that
-are equal may have groups of their own, and the names of groups count differently in different processes.
+Every process of a group has to ask for the same sums in the same order. So sums and order follow from the parameters,
+their placements and their options, and never from which gradients are present. Groups are known by their ranks: equal
+meshes may have groups of their own, and the names of groups are counted differently in different processes.
 """
 
 from collections.abc import Callable, Iterable

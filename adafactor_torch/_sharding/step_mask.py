@@ -1,4 +1,8 @@
-"""Which sharded parameters take a step: who has a gradient, and whose is not finite, no process can say alone."""
+"""Decides which sharded parameters take this step.
+
+A process sees only its own gradients: it cannot know alone whether another one has a gradient, or one that is not
+finite. So the decision needs one all-reduce.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,1 +1,1 @@
-"""From parameter groups to tasks, and from tasks to backends."""
+"""A step of an optimizer: builds tasks from parameter groups, and has backends step them."""

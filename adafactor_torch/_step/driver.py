@@ -1,4 +1,4 @@
-"""From gradients to tasks, and from tasks to a path: the order of a step over all groups."""
+"""Runs one optimizer step: builds a task for each parameter, and hands the tasks to backends."""
 
 import math
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""The state of parameters: made, brought into the layout of their group, counted, shown."""
+"""The state of parameters: makes it, brings it into the layout of the group, and counts steps."""
 
 import sys
 from typing import Any

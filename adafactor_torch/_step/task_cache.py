@@ -1,7 +1,7 @@
-"""A step like the one before: what was found out of a group's parameters, for as long as it holds.
+"""Reuses the tasks of the step before, as long as nothing but values has changed.
 
-Most steps differ from the last one in values alone: same parameters, same options, same layouts, new gradients. To see
-that takes some microseconds per parameter, a fraction of what it takes to decide everything again.
+Most steps have the same parameters, options and memory layouts as the step before, and new gradients. To check that
+takes a few microseconds per parameter, a fraction of what it takes to build the tasks again.
 """
 
 from typing import Any

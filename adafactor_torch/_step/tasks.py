@@ -1,4 +1,4 @@
-"""What a step has to do: every check that can refuse it, and then one `Task` for each parameter with a gradient."""
+"""Builds the tasks of a step, one for each parameter with a gradient, after every check that can refuse the step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps to show of its last step, on the devices of its parameters."""
+"""Tensors that show what the last step did with each parameter, on the devices of the parameters."""
 
 import math
 from typing import Any

@@ -1,9 +1,9 @@
-"""A step that fails has not happened: what it has counted and made known is taken back.
+"""Takes back what a failing step has counted and recorded, so that the step has not happened.
 
-Weights and moments cannot be, for that they would have to be copied. So whatever can fail is done before the first of
-them is written. Where something fails after that all the same, as memory may run out, the parameters that have been
-stepped wholly stay stepped and counted, and of all others everything but the memory of the one that was being written
-is as before.
+Weights and moments cannot be taken back without a copy of them. So everything that can fail is done before the first of
+them is written. If something fails after that all the same, for lack of memory for instance, then parameters that have
+been written completely stay stepped and counted. Every other parameter is as before, except for the memory of the one
+that was being written.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""One parameter in one step: what is decided once, what is held here, and what processes add up."""
+"""One parameter in one step: its configuration, its tensors, the elements held here, and what processes add up."""

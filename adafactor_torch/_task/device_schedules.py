@@ -1,6 +1,6 @@
-"""The numbers of a step as tensors, from step counts that live on a device: nothing is read back to the host.
+"""The numbers of a step as tensors, computed from step counts on a device, with nothing read back to the host.
 
-A schedule is a formula in `t`, and runs on whatever has the array API; torch's tensors have not, so `t` is wrapped.
+A schedule is a formula in `t` that runs on anything with the array API. torch's tensors lack it, so `t` is wrapped.
 """
 
 import functools

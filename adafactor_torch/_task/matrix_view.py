@@ -1,7 +1,7 @@
-"""How all paths but the plain one see a parameter: [batch, lead, rows, columns], whatever its plan and its memory.
+"""The view [batch, lead, rows, columns] of a parameter, which every backend but the reference works on.
 
-RMS(p) and RMS(u) are of a batch index, the factors of a (batch, lead) matrix. A V that is kept whole has rows and
-columns, too: they are only the order in which its elements are visited.
+RMS(p) and RMS(u) belong to a batch index, and the factors to a (batch, lead) matrix. A V that is kept whole has rows
+and columns as well, but they only say in which order its elements are visited.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""What may be read and written at an address, and what only torch's operators know how to read.
+"""Which tensors a kernel may read and write by address, and which only torch's operators can read.
 
-A kernel takes an address and strides. That is right for a tensor with memory in which each element has a place of its
-own. A tensor subclass may stand for something else: values that it computes, several tensors, none at all.
+A kernel is given an address and strides. That is right for a tensor with memory in which each element has its own
+place. A tensor subclass may stand for something else: for values that it computes, for several tensors, or for none.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""What processes add up of a sharded parameter in one step: which sums, how large, over what, and when.
+"""What processes add up of a sharded parameter in one step: which sums, of what size, over which axes, and when.
 
-All paths ask here, so that they have the same sums and, on every process, in the same order.
+All backends ask here. So they have the same sums, in the same order on every process.
 """
 
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Which elements of a parameter this process holds, and what processes add up of those that they hold."""
+"""Which elements of a parameter this process holds, and the sums that it shares with other processes."""
 
 import functools
 import math

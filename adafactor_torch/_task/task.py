@@ -1,4 +1,19 @@
-"""One parameter in one step: what is decided once (`ParamConfig`), and the step itself (`Task`)."""
+"""One parameter in one step, and what is decided once for it.
+
+Glossary of this package:
+
+| | |
+|---|---|
+| parameter, shard | a tensor of the optimizer; the elements of it that this process holds (`Shard`), often all |
+| config | what is decided once for a parameter: recipe, plan, dtypes (`ParamConfig`) |
+| task | one parameter in one step: local tensors, config and the numbers of the step (`Task`) |
+| plan, matrix view | which axes are rows, columns and batch; the parameter as [batch, lead, rows, columns] |
+| backend, batch | a way to compute a step (eager torch, C++, ...); the tasks that it steps together (`Batch`) |
+| phases | statistics of g and p; update of V and direction u; apply. Processes add up between two phases |
+| partial sum | what this process contributes to a sum over processes, replaced by the sum in place (`PartialSum`) |
+| whole, shared | a parameter that this process alone steps; one that a mesh of processes steps together |
+| step mask | which shards take this step, as not every gradient is present and finite (`StepMask`) |
+"""
 
 import functools
 import math

@@ -1,1 +1,1 @@
-"""C++ for CPUs, compiled on this machine at the first step."""
+"""The C++ backend: kernels for CPUs, compiled on the user's machine before the first step."""

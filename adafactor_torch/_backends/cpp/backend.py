@@ -1,9 +1,10 @@
-"""`fused=True` on a CPU: a table with a row for each parameter, and one call of the C++ in `src/`, or one per phase.
+"""Steps parameters on a CPU by compiled C++ (`fused=True`): whole parameters in one call, shards in one call per phase.
 
-The sum of p^2 is carried from the step that wrote p to the next one, which then need not read p for RMS(p) alone. It
-holds for as long as p's version counter says that nobody else has written p. A write through `p.data` or from outside
-torch does not count there: the step notices one, because it adds the squares of what it overwrites, but after the fact.
-It warns, and from then on every step reads p first. Of a shard the sum is that of the elements held here.
+A table tells the C++ of each parameter. RMS(p) is carried over: while a step writes p, it also adds up p^2, so that the
+next step need not read p for that sum alone. The sum is used only if p's version counter shows no other write. A write
+through `p.data` or from outside torch does not change the counter. The step notices such a write afterwards, because it
+also adds up the squares of the values that it overwrites; then it warns, and every later step reads p first. For a
+shard the sum covers the elements that this process holds.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
-"""The C++ of a step on a CPU, built by the compiler of this machine when it is first asked for, and kept in a cache.
+"""Builds the C++ library with the compiler of this machine when it is first needed, and keeps it in a cache.
 
-Processes that ask at the same time, as those do that share parameters, wait for one of them to build it. Where there is
-no library in the end, steps are eager, and a warning says why.
+Processes that need it at the same time wait for one of them to build it. If there is no library in the end, steps are
+eager, and a warning says why.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Calls the C++ compiler of this machine, for no longer than a limit, and says in words why it has made nothing."""
+"""Runs the C++ compiler of this machine with a time limit, and says in words why it has made nothing."""
 
 import os
 import shlex

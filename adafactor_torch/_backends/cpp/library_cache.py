@@ -1,7 +1,8 @@
-"""Libraries in the user's cache: one is loaded only if it is the user's own and its content has the digest in its name.
+"""Loads and stores compiled libraries in the user's cache folder.
 
-A file is opened once. Its owner and its content are checked, and what is loaded is that same open file, so that nobody
-can put another one in its place between the check and the load.
+A library is loaded only if the user owns the file and its content has the digest that its name says. The file is opened
+once: its owner and its content are checked, and that same open file is loaded, so that nobody can put another one in
+its place between the check and the load.
 """
 
 import contextlib

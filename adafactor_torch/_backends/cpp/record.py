@@ -1,4 +1,4 @@
-"""A row of the table from which the C++ in `src/` steps parameters: one of them, or the part that is held here."""
+"""The record of one parameter in the table that the C++ reads (`struct Task` of task.h)."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table from which the C++ in `src/` steps parameters, and its calls."""
+"""The table of records that the C++ reads, with the buffers for what processes add up, and the calls of the C++."""
 
 import ctypes
 import math

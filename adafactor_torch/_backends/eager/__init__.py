@@ -1,1 +1,1 @@
-"""Eager torch in cache-sized passes."""
+"""The eager backend: torch's own operators, on blocks that fit in a core's cache."""

@@ -1,7 +1,7 @@
-"""Eager torch in cache-sized passes: large tensors block by block, small ones of one kind as a stack.
+"""Steps parameters by torch's operators: large tensors block by block, small ones of one kind together as a stack.
 
-A parameter is seen as [batch, lead, rows, columns] (`matrix_view.py`); a stack of parameters is one with more batch
-indices. The phases are those of `reference.py` on blocks of views; between two of them stand the sums over all blocks.
+A parameter is seen as [batch, lead, rows, columns] (`matrix_view.py`); a stack is one with more batch indices. The
+phases are those of `reference.py`, on blocks of views, with the sums over all blocks between two phases.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
-"""The three phases of one parameter, or of a stack of them, in row blocks of its canonical view.
+"""Views and blocks of one parameter, or of a stack of parameters, for the eager backend.
 
-What is stepped may be the part of a tensor that this process holds. Then what has been added up over that part has to
-be added up over the parts of all processes between two phases (`step_blocks`).
+The parameter, its gradient and its state are seen as [batch, lead, rows, columns] and split into blocks of rows.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""R and C of one parameter, of a stack or of a part of one, from its blocks."""
+"""The row and column factors R and C of a parameter or a stack, updated from sums over its blocks."""
 
 import torch
 from torch import Tensor

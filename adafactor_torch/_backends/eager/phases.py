@@ -1,4 +1,4 @@
-"""The common case of `blocks.py` in as few passes as eager torch has: matrices, at most with a momentum of u."""
+"""The three phases of a step on blocks: one form for every recipe, and one in fewer passes for the common ones."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Floating-point formats in the Triton kernels: addresses, loads, stores and roundings.
+"""Loads, stores and roundings of floating-point formats in the Triton kernels.
 
 bfloat16 is taken apart in integers, since Triton's interpreter rounds it wrongly. Comparisons are written so that a NaN
 stays one.

@@ -1,9 +1,10 @@
-"""The Triton kernels of a step of many parameters, in the order in which `stages.py` has them launched.
+"""The Triton kernels of a step, in the order in which `stages.py` launches them.
 
-A program takes a unit, some rows or some small matrices of one parameter, seen as [batch, lead, rows, columns]
-(`matrix_view.py`), and finds all it needs of it in tables. What it sums goes to its own place in a workspace and is
-added in a fixed order: no atomics, and what is computed of a parameter does not depend on the others. No state is
-written before `apply_kernel`. Squares are divided by a power of two before they are added, as `_kernels.mean` does it.
+One launch covers many parameters. A program of it takes a unit, which is some rows or some small matrices of one
+parameter, seen as [batch, lead, rows, columns] (`matrix_view.py`), and finds all that it needs in tables. Its sums go
+to their own place in a workspace and are added in a fixed order. So there are no atomics, and the result for one
+parameter does not depend on the others. No state is written before `apply_kernel`. Squares are divided by a power of
+two before they are added, as in `_kernels.mean`.
 """
 
 # mypy: disable-error-code="no-untyped-def"

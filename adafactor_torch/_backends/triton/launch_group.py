@@ -1,8 +1,7 @@
-"""One step of many parameters by the Triton kernels: tables, numbers, launches.
+"""Launches the Triton kernels for parameters that share one compiled version of them.
 
-Parameters for which the kernels are compiled alike form a group, and a group takes the same few launches however many
-parameters it has. Its tables stay on the device; per step go to it, without waiting, the numbers of the step and the
-addresses that have changed.
+Such parameters form a group, and a group takes the same few launches however many parameters it has. Its tables stay on
+the device. A step sends to it, without waiting, the numbers of the step and the addresses that have changed.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""The Triton kernels between which processes add up: a process's shares of means, and what is made of the sums.
+"""The Triton kernels that shards need in addition: they write what processes add up, and use the sums.
 
-They stand beside those of `kernels.py`, in the same tables, where a parameter is a part of a larger tensor: counts and
-powers of two in `floats` are of the whole, so that the shares of all processes add up to its means. Which mean of R is
-shared, `Options.shares`, says `reductions.row_mean_source`.
+They use the same tables as `kernels.py`. Counts and powers of two in `floats` are those of the whole parameter, so that
+the contributions of all processes add up to its means. `Options.shares` says which mean of R is added up
+(`reductions.row_mean_source`).
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -1,8 +1,8 @@
-"""Sharded parameters by the Triton kernels: the parts that this process holds, and a place for all that is shared.
+"""Steps shards by the Triton kernels, with a workspace whose front holds what processes add up.
 
-What processes add up lies in the front of a workspace of all groups, in the order of the parameters: groups, which are
-compiled alike, may be others on another process, whose parts have other sizes. What the same processes add up at the
-same time is one piece of memory.
+The front is ordered by parameter and not by group: groups are parameters with the same compiled kernels, and another
+process, whose shards have other sizes, may have other groups. Values that the same processes add up at the same time
+lie side by side.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Which kernels a group launches, in which order, and for which of its programs.
+"""Which kernels a group launches, in which order, and for which programs.
 
-Between two stages stand the sums over processes, so that whole parameters have one stage only.
+Sums over processes come between two stages, so whole parameters have a single stage.
 """
 
 from typing import Any

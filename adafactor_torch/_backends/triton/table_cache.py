@@ -1,4 +1,4 @@
-"""The tables of sets of parameters that have been stepped, and those that a CUDA graph holds."""
+"""Keeps the device tables of sets of parameters from one step to the next, and those that a CUDA graph uses."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
-"""What the Triton kernels are told of each parameter: a row of whole numbers, a row of numbers, and the options.
+"""Makes the row of each parameter in the device tables, and the options that its kernels are compiled for.
 
-All of it is decided when a set of parameters is first stepped, and holds while its tensors stay where they are.
+A row is made when a set of parameters is first stepped, and is valid while its tensors stay where they are.
 """
 
 import math

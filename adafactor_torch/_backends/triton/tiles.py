@@ -1,4 +1,4 @@
-"""What the Triton kernels of `kernels.py` are made of: tables, options, places, and what is read of a tile."""
+"""Device functions and table layouts that the Triton kernels share: options, columns, and reading and summing tiles."""
 
 # mypy: disable-error-code="no-untyped-def"
 
