@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, torch.dtype, tuple[int, ...], dict[str, Any]]] = {
     "float64 vector": ("decay before scale", torch.float64, (40,), ALL),
     "bfloat16 vector": ("average of steps", torch.bfloat16, (512,), {"rounding": "kahan"}),
 }
-NAMES = ("programs", "ints", "moving", "floats", "numbers", "workspace", "flags", "scale", "found")
+NAMES = ("programs", "ints", "moving", "floats", "numbers", "workspace", "flags", "grad_scale", "found_inf")
 PARTS = {"bfloat16 matrix, rows split": "rows", "bfloat16 matrix, both split": "both"}
 PAIRS = [(case, "H100") for case in CASES] + [("bfloat16 matrix", "MI300")]
 PAIRS += [(case, "H100") for case in PARTS]

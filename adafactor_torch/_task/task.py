@@ -31,6 +31,8 @@ from adafactor_spec.factoring import Plan
 from .shard import Shard
 
 NO_GRADIENT = torch.empty(0, dtype=torch.float32, device="cpu")
+# The numbers of a step, in the order of their columns in the tables of the C++ and of Triton.
+NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
 COUNT = torch.int64  # of `step`: float32, torch's own, stands still at 2^24, and the random bits of a step with it
 State = dict[str, Tensor]  # step and, where they are kept, v_row and v_col or v, v_max, m, compensation
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]

@@ -96,10 +96,10 @@ class CppBackend(Backend):
             row = self.rows[task.param] = TaskRecord(task)
         return row
 
-    def _notice(self, surprised: bool) -> None:
+    def _notice(self, stale: bool) -> None:
         """Carry no sums from now on, where one was another than that of what has been written over."""
-        self._has_to_warn |= surprised and self.carries
-        self.carries &= not surprised
+        self._has_to_warn |= stale and self.carries
+        self.carries &= not stale
 
     def forget(self, params: Collection[Tensor]) -> None:
         """Keep nothing of these parameters of the optimizer."""

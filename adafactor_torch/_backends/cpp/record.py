@@ -14,12 +14,12 @@ WORD = "i8"
 _ARRAY = np.dtype([("data", WORD), ("dtype", WORD), ("stride", WORD, 4)])
 _ARRAYS = ("p", "g", "v_row", "v_col", "v", "v_max", "m", "compensation", "element")
 _FLAGS = (
-    *("factored", "floors", "amsgrad", "clips", "momentum", "debias", "momentum_rounding", "scales", "decay"),
-    *("decay_first", "maximize", "rounding", "key"),
+    *("factored", "eps1_is_floor", "amsgrad", "clips", "momentum", "debias", "momentum_rounding"),
+    *("multiply_by_parameter_scale", "decay", "decay_before_scale", "maximize", "rounding", "key"),
 )
 _NUMBERS = (
-    *("rho", "beta2", "complement2", "bias2", "beta1", "complement1", "narrow1", "bias1", "weight_decay"),
-    *("eps1", "eps2", "largest", "threshold", "unscale"),
+    *("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "narrow1", "bias1", "weight_decay"),
+    *("eps1", "eps2", "max_parameter_scale", "clipping_threshold", "inverse_grad_scale"),
 )
 SHARES = ("row_means", "col_means", "means", "square_means", "p_means", "u_means")
 # `struct Task` of task.h.
@@ -28,7 +28,7 @@ TASK = np.dtype(
     + [(name, _ARRAY) for name in _ARRAYS]
     + [(name, WORD) for name in _FLAGS]
     + [(name, "f8") for name in _NUMBERS]
-    + [(name, WORD) for name in ("squares", "known", "sum_order", "surprised", "telemetry")]
+    + [(name, WORD) for name in ("squares", "has_square_sum", "sum_order", "stale_square_sum", "telemetry")]
     + [(name, "f8") for name in ("all_rows", "all_cols", "all")]
     + [(name, WORD) for name in ("first", *SHARES, "norms", "skip")]
 )
@@ -91,7 +91,7 @@ class TaskRecord:
         self._gradient = as_matrices(task.grad.detach(), self._plan)
         return self._gradient.data_ptr()
 
-    def known(self, version: int) -> bool:
+    def has_square_sum(self, version: int) -> bool:
         """Whether nobody has written the parameter, now of this version, since its squares were summed."""
         return self._scales and self.version == version
 
@@ -118,15 +118,16 @@ def _described(view: Tensor) -> tuple[int, int, list[int]]:
 
 def _write_flags(record: Any, task: Task) -> None:
     config, recipe = task.config, task.config.recipe
-    record["factored"], record["floors"] = config.plan.factored, config.floor is not None
+    record["factored"], record["eps1_is_floor"] = config.plan.factored, config.floor is not None
     record["amsgrad"], record["clips"] = recipe.amsgrad, config.clips
     record["momentum"] = _MOMENTUM.index(config.momentum)
     record["debias"] = recipe.debias
     record["momentum_rounding"] = _MOMENTUM_ROUNDING.index(recipe.momentum_rounding)
-    record["scales"], record["decay_first"] = recipe.multiply_by_parameter_scale, recipe.decay_before_scale
+    record["multiply_by_parameter_scale"] = recipe.multiply_by_parameter_scale
+    record["decay_before_scale"] = recipe.decay_before_scale
     record["decay"] = _DECAY.index(config.decay)
     record["rounding"] = _ROUNDS.index(config.rounds)
     record["maximize"] = task.maximize
     record["eps1"], record["eps2"] = config.eps1, recipe.eps2
-    record["largest"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
-    record["threshold"] = recipe.clipping_threshold if config.clips else 1.0
+    record["max_parameter_scale"] = math.inf if recipe.max_parameter_scale is None else recipe.max_parameter_scale
+    record["clipping_threshold"] = recipe.clipping_threshold if config.clips else 1.0

@@ -13,21 +13,11 @@ from adafactor_spec import dtypes
 from ..._task.matrix_view import matrix_view
 from ..._task.reductions import Reduction, reductions_of
 from ..._task.shard import GroupKey, PartialSum
-from ..._task.task import Amp, ParamConfig, Task, mark_written
+from ..._task.task import NUMBERS, Amp, ParamConfig, Task, mark_written
 from .record import TASK, WORD, TaskRecord
 
-_FIELDS = {
-    "rho": "rho",
-    "beta2": "beta2",
-    "complement2": "beta2_complement",
-    "bias2": "bias2",
-    "beta1": "beta1",
-    "complement1": "beta1_complement",
-    "bias1": "bias1",
-    "weight_decay": "weight_decay",
-}
 # What a number is where the recipe has no such thing: an average that is x itself, divided by 1.
-_NEUTRAL = {"bias2": 1.0, "beta1": 0.0, "complement1": 1.0, "bias1": 1.0}
+_NEUTRAL = {"bias2": 1.0, "beta1": 0.0, "beta1_complement": 1.0, "bias1": 1.0}
 
 
 BEGIN, MIDDLE, END = range(3)  # `Phase` of shard.cpp
@@ -44,8 +34,8 @@ class TaskTable:
     def __init__(self, tasks: list[Task], rows: list[TaskRecord]) -> None:
         self.rows, self._of = rows, np.array([row.record for row in rows], TASK)
         self.lasts, self._copies = not any(row.copied for row in rows), any(row.copies for row in rows)
-        self._surprised = np.zeros(len(rows), WORD)
-        self._of["surprised"] = self._surprised.ctypes.data + 8 * np.arange(len(rows))
+        self._stale = np.zeros(len(rows), WORD)
+        self._of["stale_square_sum"] = self._stale.ctypes.data + 8 * np.arange(len(rows))
         self._of["telemetry"] = [0 if task.telemetry is None else task.telemetry.data_ptr() for task in tasks]
         self._keyed = any(task.config.rounds == "stochastic" for task in tasks)
         self._room: int | None = None
@@ -95,9 +85,8 @@ class TaskTable:
         """
         table = self._of
         table["g"]["data"] = [row.gradient(task) for row, task in zip(self.rows, tasks, strict=True)]
-        table["known"] = [
-            carries and row.known(version) for row, version in zip(self.rows, self._versions(tasks), strict=True)
-        ]
+        rows = zip(self.rows, self._versions(tasks), strict=True)
+        table["has_square_sum"] = [carries and row.has_square_sum(version) for row, version in rows]
         if self._keyed:
             table["key"] = [task.key for task in tasks]
         _write_numbers(table, tasks, amp)
@@ -138,9 +127,9 @@ class TaskTable:
         mark_written(tasks)
         for row, version in zip(self.rows, self._versions(tasks), strict=True):
             row.version = version
-        surprised = bool(self._surprised.any())
-        self._surprised[:] = 0
-        return surprised
+        stale = bool(self._stale.any())
+        self._stale[:] = 0
+        return stale
 
     def _arguments(self) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
         return ctypes.c_void_p(self._of.ctypes.data), ctypes.c_int64(len(self._of))
@@ -161,9 +150,9 @@ def _write_numbers(table: Any, tasks: list[Task], amp: Amp) -> None:
 
     nows = [task.now for task in tasks]
     nows = nows[:1] if all(now is nows[0] for now in nows) else nows  # a list of one is written to every row
-    for name, field in _FIELDS.items():
-        write(name, [getattr(now, field) for now in nows])
-    table["unscale"] = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
+    for name in NUMBERS:
+        write(name, [getattr(now, name) for now in nows])
+    table["inverse_grad_scale"] = 1.0 if amp.grad_scale is None else 1.0 / float(amp.grad_scale)
 
 
 def _narrows(config: ParamConfig) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adafactor_spec import Numbers
 
-from ..._task.task import NO_AMP, Amp, Task, mark_written
+from ..._task.task import NO_AMP, NUMBERS, Amp, Task, mark_written
 from ..protocol import Done, Phases
 from ..reference import update
 from . import tiles
@@ -26,7 +26,6 @@ from .tables import TaskRow, entry
 
 # Products are not fused into sums: a GPU then rounds as the CPU does, which decides ties of a 16-bit momentum.
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
-NUMBERS = ("rho", "beta2", "beta2_complement", "bias2", "beta1", "beta1_complement", "bias1", "weight_decay")
 
 
 def step(tasks: Sequence[Task], amp: Amp = NO_AMP) -> None:

@@ -16,7 +16,7 @@ from .tiles import mean_of_parts, mean_of_tiles, means, program
 
 
 @triton.jit
-def shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
+def shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, grad_scale, found_inf, o: tl.constexpr):
     """Shares of the means of g^2 over columns and over rows, from the partial sums of units."""
     _, block, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     is_row, inner, i, real = means(row, block, o)
@@ -26,7 +26,9 @@ def shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, sca
 
 
 @triton.jit
-def row_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
+def row_shares_kernel(
+    programs, ints, moving, floats, numbers, workspace, flags, grad_scale, found_inf, o: tl.constexpr
+):
     """Of some matrices, the share of the mean of R over the rows, or of old R and of g^2."""
     _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
     rows, leads = tl.load(row + tiles.ROWS), tl.load(row + tiles.LEAD)
@@ -46,7 +48,7 @@ def row_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags,
             mean = tl.load(workspace + tl.load(row + tiles.ROW_MEANS) + matrix * rows + r, mask=mask, other=0.0)
             squares += mean * over
             if o.shares == "new":
-                x = round_to(tl.load(now + tiles.BETA2) * x + tl.load(now + tiles.COMPLEMENT2) * mean, o.v, o)
+                x = round_to(tl.load(now + tiles.BETA2) * x + tl.load(now + tiles.BETA2_COMPLEMENT) * mean, o.v, o)
         sums += x * over
     scaled = tl.load(fixed + tiles.OVER_ROWS + 1)
     at, real = workspace + tl.load(row + tiles.NORM_MEANS) + matrix, matrix < matrices
@@ -57,7 +59,7 @@ def row_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags,
 
 
 @triton.jit
-def row_norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
+def row_norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, grad_scale, found_inf, o: tl.constexpr):
     """sqrt(mean(R)) of some matrices from what all processes have summed up, the mean at least eps1 where it floors."""
     _, block, row, _, fixed, now = program(programs, ints, moving, floats, numbers)
     matrix = block * o.lead + tl.arange(0, o.lead)
@@ -65,22 +67,26 @@ def row_norm_kernel(programs, ints, moving, floats, numbers, workspace, flags, s
     norm = tl.load(workspace + tl.load(row + tiles.NORM_MEANS) + matrix, mask=real, other=1.0)
     if o.shares == "old and squares":
         squares = tl.load(workspace + tl.load(row + tiles.NORM_SQUARES) + matrix, mask=real, other=1.0)
-        norm = tl.load(now + tiles.BETA2) * norm + tl.load(now + tiles.COMPLEMENT2) * squares
-    if o.floors:
+        norm = tl.load(now + tiles.BETA2) * norm + tl.load(now + tiles.BETA2_COMPLEMENT) * squares
+    if o.eps1_is_floor:
         eps1 = tl.load(fixed + tiles.EPS1)
         norm = tl.where(norm < eps1, eps1, norm)
     tl.store(workspace + tl.load(row + tiles.NORM) + matrix, sqrt(norm), mask=real)
 
 
 @triton.jit
-def weight_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
+def weight_shares_kernel(
+    programs, ints, moving, floats, numbers, workspace, flags, grad_scale, found_inf, o: tl.constexpr
+):
     """Of a batch index, the share of the mean of p^2."""
     _, b, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     tl.store(workspace + tl.load(row + tiles.P_MEANS) + b, mean_of_tiles(row, fixed, workspace, tiles.TILE_P, b, o))
 
 
 @triton.jit
-def update_shares_kernel(programs, ints, moving, floats, numbers, workspace, flags, scale, found, o: tl.constexpr):
+def update_shares_kernel(
+    programs, ints, moving, floats, numbers, workspace, flags, grad_scale, found_inf, o: tl.constexpr
+):
     """Of a batch index, the share of the mean of u^2."""
     _, b, row, _, fixed, _ = program(programs, ints, moving, floats, numbers)
     tl.store(workspace + tl.load(row + tiles.U_MEANS) + b, mean_of_tiles(row, fixed, workspace, tiles.TILE_U, b, o))

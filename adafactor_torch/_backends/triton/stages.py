@@ -16,12 +16,12 @@ def stages(o: tiles.Options) -> list[Stage]:
     if o.shares:
         return [_statistics(o) + _shares(o), _moments(o), _norms(o), _last()]
     moments: Stage = [(kernels.moments_kernel, "moments"), (kernels.row_mean_kernel, "matrices")] if o.factored else []
-    norms: Stage = [(kernels.norm_kernel, "units")] if o.norms else []
+    norms: Stage = [(kernels.norm_kernel, "units")] if o.needs_update_rms else []
     return [_statistics(o) + moments + norms + _last()]
 
 
 def _statistics(o: tiles.Options) -> Stage:
-    return [(kernels.statistics_kernel, "units")] if o.factored or o.weighs or o.skips else []
+    return [(kernels.statistics_kernel, "units")] if o.factored or o.needs_parameter_rms or o.skips else []
 
 
 def _last() -> Stage:
@@ -34,7 +34,7 @@ def _shares(o: tiles.Options) -> Stage:
         found.append((shares.shares_kernel, "moments"))
     if o.shares in ("new", "old and squares"):
         found.append((shares.row_shares_kernel, "matrices"))
-    if o.weighs:
+    if o.needs_parameter_rms:
         found.append((shares.weight_shares_kernel, "batch"))
     return found
 
@@ -49,6 +49,6 @@ def _norms(o: tiles.Options) -> Stage:
     if o.factored:
         norm = kernels.row_mean_kernel if o.shares == "local" else shares.row_norm_kernel
         found.append((norm, "matrices"))
-    if o.norms:
+    if o.needs_update_rms:
         found += [(kernels.norm_kernel, "units"), (shares.update_shares_kernel, "batch")]
     return found

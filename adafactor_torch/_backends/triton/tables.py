@@ -134,7 +134,7 @@ def entry(task: Task, amp: Amp) -> TaskRow:
 
 def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
     config, recipe = task.config, task.config.recipe
-    scales, measures = bool(recipe.multiply_by_parameter_scale), task.telemetry is not None
+    scales, telemetry = bool(recipe.multiply_by_parameter_scale), task.telemetry is not None
     leaves_out = task.skipped is not None or amp.found_inf is not None
     return tiles.Options(
         wide=tl.float64 if config.dtype == "float64" else tl.float32,
@@ -143,23 +143,23 @@ def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
         v=FLOATS[task.state[config.moments[0]].dtype],
         m=FLOATS[task.state["m"].dtype] if config.momentum else "",
         factored=config.plan.factored,
-        floors=config.floor is not None,
+        eps1_is_floor=config.floor is not None,
         amsgrad=recipe.amsgrad,
         clips=config.clips,
         momentum=config.momentum,
         momentum_rounding=recipe.momentum_rounding,
         debias=recipe.debias,
-        scales=scales,
+        multiply_by_parameter_scale=scales,
         decay=config.decay,
-        decay_first=config.decay in ("step", "one") and recipe.decay_before_scale,
+        decay_before_scale=config.decay in ("step", "one") and recipe.decay_before_scale,
         rounding=config.rounds,
-        unscales=amp.grad_scale is not None,
-        guarded=amp.found_inf is not None,
+        grad_scale=amp.grad_scale is not None,
+        found_inf=amp.found_inf is not None,
         counts="" if task.skipped is None else str(task.skipped.dtype).removeprefix("torch."),
-        takes_back=leaves_out and task.state["step"].device == task.p.device,
-        measures=measures,
-        norms=config.clips or measures,
-        weighs=scales or measures,
+        uncounts=leaves_out and task.state["step"].device == task.p.device,
+        telemetry=telemetry,
+        needs_update_rms=config.clips or telemetry,
+        needs_parameter_rms=scales or telemetry,
         **layout,
     )
 

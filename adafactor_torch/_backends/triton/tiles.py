@@ -22,12 +22,12 @@ GRAD, TELEMETRY, SKIPPED, COUNT, NUMBERS, KEY = (tl.constexpr(i) for i in range(
 MOVING = tl.constexpr(6)
 
 # Of `floats`: sign of the gradient; 1 / power and power / count for the means over columns, rows and a batch index.
-SIGN, EPS1, EPS2, LARGEST, THRESHOLD = (tl.constexpr(i) for i in range(5))
+SIGN, EPS1, EPS2, MAX_PARAMETER_SCALE, CLIPPING_THRESHOLD = (tl.constexpr(i) for i in range(5))
 OVER_COLS, OVER_ROWS, OVER_ALL = (tl.constexpr(5 + 2 * i) for i in range(3))
 FLOATS = tl.constexpr(11)
 
 # Of `numbers`, the schedules at this step.
-RHO, BETA2, COMPLEMENT2, BIAS2, BETA1, COMPLEMENT1, BIAS1, DECAY = (tl.constexpr(i) for i in range(8))
+RHO, BETA2, BETA2_COMPLEMENT, BIAS2, BETA1, BETA1_COMPLEMENT, BIAS1, WEIGHT_DECAY = (tl.constexpr(i) for i in range(8))
 NUMBERS_WIDTH = tl.constexpr(8)
 
 ALIGNED = tl.constexpr(8)  # elements: 16 bytes of a 16-bit format
@@ -42,15 +42,15 @@ class Options(NamedTuple):
     v: str
     m: str
     factored: bool
-    floors: bool
+    eps1_is_floor: bool
     amsgrad: bool
     clips: bool
     momentum: str  # "", "grad", "update", "step"
     momentum_rounding: str
     debias: bool
-    scales: bool
+    multiply_by_parameter_scale: bool
     decay: str  # "", "grad", "step", "one"
-    decay_first: bool
+    decay_before_scale: bool
     rounding: str
     indexed: bool  # whether the elements' C-order indices are a tensor of their own
     unit: str  # the axis along which all large tensors have stride 1: "cols", "rows" or ""
@@ -59,14 +59,14 @@ class Options(NamedTuple):
     rows: int
     cols: int
     repeats: int
-    unscales: bool  # there is a scale to divide by
-    guarded: bool  # there is a found_inf
+    grad_scale: bool  # there is a scale to divide by
+    found_inf: bool  # there is a found_inf
     skips: bool
     counts: str  # dtype of the counter of steps left out, or ""
-    takes_back: bool  # the count of a step left out
-    measures: bool  # somebody wants the telemetry
-    norms: bool  # whether RMS(u) is needed, and RMS(p)
-    weighs: bool
+    uncounts: bool  # the count of a step left out
+    telemetry: bool  # somebody wants the telemetry
+    needs_update_rms: bool  # whether RMS(u) is needed, and RMS(p)
+    needs_parameter_rms: bool
     shares: str  # "" of whole parameters, else which mean of R their processes add up: `shard_kernels.py`
     parts: int  # how many partial sums are added at a time, for how many means; rows of a program of `row_mean_kernel`
     results: int
@@ -157,14 +157,14 @@ def raw_gradient(row, moving, b, lead, r, c, mask, o: tl.constexpr):
 
 
 @triton.jit
-def gradient(row, moving, floats, numbers, scale, p, b, lead, r, c, mask, o: tl.constexpr):
+def gradient(row, moving, floats, numbers, grad_scale, p, b, lead, r, c, mask, o: tl.constexpr):
     # The gradient, unscaled, with its sign turned to ascend, and with the decay that is a part of it.
     factor = tl.load(floats + SIGN)
-    if o.unscales:
-        factor = divide(factor, tl.load(scale).to(o.wide))
+    if o.grad_scale:
+        factor = divide(factor, tl.load(grad_scale).to(o.wide))
     g = raw_gradient(row, moving, b, lead, r, c, mask, o) * factor
     if o.decay == "grad":
-        g += tl.load(numbers + DECAY) * p
+        g += tl.load(numbers + WEIGHT_DECAY) * p
     return g
 
 
@@ -172,7 +172,7 @@ def gradient(row, moving, floats, numbers, scale, p, b, lead, r, c, mask, o: tl.
 def average(row, numbers, x, b, lead, r, c, mask, o: tl.constexpr):
     # `_kernels.average`: (the average that is used, the one that is stored).
     m = load(large(row, M, b, lead, r, c, o.m, o), mask, o.m, o)
-    beta, complement = tl.load(numbers + BETA1), tl.load(numbers + COMPLEMENT1)
+    beta, complement = tl.load(numbers + BETA1), tl.load(numbers + BETA1_COMPLEMENT)
     if o.momentum_rounding == "use":
         x = round_to(x, o.m, o)
         kept = round_to(tl.where(complement < 0.5, m + complement * (x - m), x - beta * (x - m)), o.m, o)
@@ -205,17 +205,17 @@ def direction(row, floats, numbers, workspace, g, b, lead, r, c, mask, o: tl.con
         root = r_root * c_root
     else:
         old = load(large(row, V, b, lead, r, c, o.v, o), mask, o.v, o)
-        s = g * g if o.floors else g * g + eps1
-        v = round_to(tl.load(numbers + BETA2) * old + tl.load(numbers + COMPLEMENT2) * s, o.v, o)
+        s = g * g if o.eps1_is_floor else g * g + eps1
+        v = round_to(tl.load(numbers + BETA2) * old + tl.load(numbers + BETA2_COMPLEMENT) * s, o.v, o)
         root = sqrt(tl.where(mask, v, 1.0))
-    if o.floors:
+    if o.eps1_is_floor:
         root = tl.where(root < eps1, eps1, root)
     if o.amsgrad:
         old = load(large(row, V_MAX, b, lead, r, c, o.v, o), mask, o.v, o)
         square = root * root
         v_max = round_to(tl.where((old > square) | (old != old), old, square), o.v, o)
         u = divide(x, sqrt(divide(v_max, tl.load(numbers + BIAS2))) + eps1)
-    elif o.factored and not o.floors:  # columns first: the product of the roots may underflow
+    elif o.factored and not o.eps1_is_floor:  # columns first: the product of the roots may underflow
         u = x * divide(1.0, c_root) * divide(1.0, r_root)
     else:
         u = divide(x, root)

@@ -26,8 +26,8 @@ inline bool is_plain(const Task& k) {
   const bool momentum = k.momentum != GRAD && k.momentum_rounding == STORE && k.m.dtype == F32 && k.m.stride[3] == 1;
   const bool in_order = !k.element.data && k.element.stride[3] == 1;
   const bool rounds = k.rounding == NEAREST || (k.rounding == STOCHASTIC && k.p.dtype == BF16 && in_order);
-  return narrow && adjacent && (momentum || k.momentum == NONE) && k.factored && !k.floors && !k.amsgrad &&
-         k.decay != BY_GRAD && rounds && k.unscale == 1.0 && !k.maximize;
+  return narrow && adjacent && (momentum || k.momentum == NONE) && k.factored && !k.eps1_is_floor && !k.amsgrad &&
+         k.decay != BY_GRAD && rounds && k.inverse_grad_scale == 1.0 && !k.maximize;
 }
 
 constexpr int FEW = 4;              // rows at a time
@@ -294,7 +294,7 @@ template <typename P, typename G> struct Plain : Parameter<float> {
   template <int N, typename W>
   void apply_rows(const Rows<N>& rows, const T* columns, const Step& step, W writer, Sum& before, Sum& after) const {
     const T decay = decoupled ? T(k.weight_decay) * (k.decay == BY_STEP ? step.alpha : T(1)) : T(0);
-    const T beta = T(k.beta1), complement = T(k.complement1), bias = k.debias ? T(k.bias1) : T(1);
+    const T beta = T(k.beta1), complement = T(k.beta1_complement), bias = k.debias ? T(k.bias1) : T(1);
     const T behind = (k.momentum == STEP ? T(1) : step.alpha) / bias;
     if (k.momentum == NONE && !decoupled)
       sweep<N, false>(rows, columns, writer, before, after,

@@ -31,8 +31,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   const int64_t units = B * per_batch;
   const bool measures = k.telemetry;
   const bool decoupled = k.decay == BY_STEP || k.decay == BY_ONE;
-  const bool inverse_columns = !k.floors && !k.amsgrad;  // u = g / sqrt(C) / sqrt(R / mean(R)), one by one
-  const T floor = T(k.eps1), added = k.floors ? T(0) : T(k.eps1);
+  const bool inverse_columns = !k.eps1_is_floor && !k.amsgrad;  // u = g / sqrt(C) / sqrt(R / mean(R)), one by one
+  const T floor = T(k.eps1), added = k.eps1_is_floor ? T(0) : T(k.eps1);
 
   Unit unit(int64_t i) const {
     const int64_t b = i / per_batch, j = i % per_batch;
@@ -73,8 +73,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
 
   void gradient(int64_t b, int64_t l, int64_t r, int64_t c, int n, T* g) const {
     load(k.g, k.g.at(b, l, r, c), k.g.stride[ALONG], n, g);
-    if (k.unscale != 1.0 || k.maximize) {
-      const T factor = T(k.maximize ? -k.unscale : k.unscale);
+    if (k.inverse_grad_scale != 1.0 || k.maximize) {
+      const T factor = T(k.maximize ? -k.inverse_grad_scale : k.inverse_grad_scale);
       for (int i = 0; i < n; ++i) g[i] *= factor;
     }
     if (k.decay == BY_GRAD) {
@@ -88,11 +88,11 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   void average(int64_t at, int n, T* x, T* kept) const {
     T m[CHUNK];
     load(k.m, at, k.m.stride[ALONG], n, m);
-    const T beta = T(k.beta1), complement = T(k.complement1), narrow = T(k.narrow1);
+    const T beta = T(k.beta1), complement = T(k.beta1_complement), narrow = T(k.narrow1);
     if (k.momentum_rounding == USE) {
       for (int i = 0; i < n; ++i) {
         const T y = rounded(x[i], k.m.dtype), d = y - m[i];
-        kept[i] = rounded(k.complement1 < 0.5 ? m[i] + complement * d : y - beta * d, k.m.dtype);
+        kept[i] = rounded(k.beta1_complement < 0.5 ? m[i] + complement * d : y - beta * d, k.m.dtype);
       }
     } else if (k.momentum_rounding == DECAY) {
       for (int i = 0; i < n; ++i) kept[i] = rounded(narrow * m[i], k.m.dtype) + complement * x[i];
@@ -187,7 +187,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
         T x[CHUNK];
         load(k.v_col, at, k.v_col.stride[3], n, x);
         for (int i = 0; i < n; ++i)
-          x[i] = T(k.beta2) * x[i] + T(k.complement2) * T(sums[c - first + i] / double(R) + double(added));
+          x[i] = T(k.beta2) * x[i] + T(k.beta2_complement) * T(sums[c - first + i] / double(R) + double(added));
         store(k.v_col, at, k.v_col.stride[3], n, x);
       }
   }
@@ -201,7 +201,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   void moments(const Array& a, int64_t at, int n, const T* sums, T count) const {
     T x[CHUNK];
     load(a, at, a.stride[ALONG], n, x);
-    const T beta = T(k.beta2), complement = T(k.complement2);
+    const T beta = T(k.beta2), complement = T(k.beta2_complement);
     for (int i = 0; i < n; ++i) x[i] = beta * x[i] + complement * (sums[i] / count + added);
     store(a, at, a.stride[ALONG], n, x);
   }
@@ -224,7 +224,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     store(a, at, 1, 1, &x);
   }
   T with_mean(const Array& a, int64_t at, T mean) const {
-    return T(k.beta2) * element<T>(a, at) + T(k.complement2) * mean;
+    return T(k.beta2) * element<T>(a, at) + T(k.beta2_complement) * mean;
   }
 
   // sqrt(mean(R)) of a matrix.
@@ -233,7 +233,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     for (int64_t r = 0; r < R; ++r) sum += double(element<T>(k.v_row, k.v_row.at(b, l, r, 0)));
     return root_of_mean(T(sum / double(R)));
   }
-  T root_of_mean(T mean) const { return std::sqrt(k.floors && mean < floor ? floor : mean); }
+  T root_of_mean(T mean) const { return std::sqrt(k.eps1_is_floor && mean < floor ? floor : mean); }
 
   T row_root(int64_t b, int64_t l, int64_t r, T norm) const {
     return std::sqrt(element<T>(k.v_row, k.v_row.at(b, l, r, 0))) / norm;
@@ -254,7 +254,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       load(k.v_row, k.v_row.at(b, l, r, 0), k.v_row.stride[ALONG], n, row);
       for (int i = 0; i < n; ++i) norm[i] += row[i] / T(R);
     }
-    for (int i = 0; i < n; ++i) norm[i] = std::sqrt(k.floors && norm[i] < floor ? floor : norm[i]);
+    for (int i = 0; i < n; ++i) norm[i] = std::sqrt(k.eps1_is_floor && norm[i] < floor ? floor : norm[i]);
     if (k.norms) std::copy_n(as_T(k.norms) + b * L + l, n, norm);
     for (int64_t r = 0; r < R; ++r)
       for (int i = 0; i < n; ++i) rows[r * CHUNK + i] = std::sqrt(rows[r * CHUNK + i]) / norm[i];
@@ -274,7 +274,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     gradient(b, l, r, c, n, u);
     if (!k.factored) {
       load(k.v, k.v.at(b, l, r, c), k.v.stride[ALONG], n, root);
-      const T beta = T(k.beta2), complement = T(k.complement2);
+      const T beta = T(k.beta2), complement = T(k.beta2_complement);
       for (int i = 0; i < n; ++i) kept.v[i] = rounded(beta * root[i] + complement * (u[i] * u[i] + added), k.v.dtype);
       for (int i = 0; i < n; ++i) root[i] = std::sqrt(kept.v[i]);
     }
@@ -286,7 +286,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       }
       for (int i = 0; i < n; ++i) root[i] = rows[i] * columns[i];
     }
-    if (k.floors)
+    if (k.eps1_is_floor)
       for (int i = 0; i < n; ++i) root[i] = root[i] < floor ? floor : root[i];
     if (!k.amsgrad) {
       for (int i = 0; i < n; ++i) u[i] /= root[i];
@@ -329,11 +329,11 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
   // alpha and the clip factor of a batch index.
   Step scale(int64_t b, double p_mean, double u_mean) const {
     const T p_rms = T(std::sqrt(p_mean)), u_rms = T(std::sqrt(u_mean));
-    T of = k.decay_first ? p_rms * T(std::fabs(1.0 - k.weight_decay)) : p_rms, clip = u_rms / T(k.threshold);
+    T of = k.decay_before_scale ? p_rms * T(std::fabs(1.0 - k.weight_decay)) : p_rms, clip = u_rms / T(k.clipping_threshold);
     of = of < T(k.eps2) ? T(k.eps2) : of;
-    of = of > T(k.largest) ? T(k.largest) : of;
+    of = of > T(k.max_parameter_scale) ? T(k.max_parameter_scale) : of;
     clip = !k.clips || clip < T(1) ? T(1) : clip;
-    const T alpha = k.scales ? T(k.rho) * of : T(k.rho);
+    const T alpha = k.multiply_by_parameter_scale ? T(k.rho) * of : T(k.rho);
     if (k.telemetry) {
       const float told[] = {float(alpha), float(u_rms), float(clip), float(p_rms)};
       std::copy(told, told + 4, k.telemetry + 4 * b);
@@ -352,7 +352,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       for (int i = 0; i < n; ++i) u[i] *= step.alpha;
       if (k.momentum == STEP) average(k.m.at(b, l, r, c), n, u, kept.m);
       weight(b, l, r, c, n, p);
-      if (k.known) sum.before += square_sum<T>(p, n);
+      if (k.has_square_sum) sum.before += square_sum<T>(p, n);
       if (decoupled)
         for (int i = 0; i < n; ++i) u[i] += decay * p[i];
       for (int i = 0; i < n; ++i) p[i] -= u[i];
@@ -360,7 +360,7 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
       if (!k.factored) store(k.v, k.v.at(b, l, r, c), k.v.stride[ALONG], n, kept.v);
       if (k.amsgrad) store(k.v_max, k.v_max.at(b, l, r, c), k.v_max.stride[ALONG], n, kept.v_max);
       if (k.momentum != NONE) store(k.m, k.m.at(b, l, r, c), k.m.stride[ALONG], n, kept.m);
-      if (k.scales) {
+      if (k.multiply_by_parameter_scale) {
         weight(b, l, r, c, n, p);
         sum.after += square_sum<T>(p, n);
       }

@@ -23,7 +23,7 @@ template <typename K> void apply(const K& of, const typename K::T* norms, const 
   });
   for (int64_t b = 0; b < of.B; ++b) {
     const double found = of.total(before, b), both_nan = found != found && k.squares[b] != k.squares[b];
-    if (k.known && found != k.squares[b] && !both_nan) *k.surprised = 1;
+    if (k.has_square_sum && found != k.squares[b] && !both_nan) *k.stale_square_sum = 1;
     k.squares[b] = of.total(after, b);
   }
 }
@@ -34,7 +34,7 @@ bool is_small_matrices(const Task& k) { return k.factored && k.size[2] * k.size[
 // f(K of a task). The sum of p^2 that the step before has left is used only where K adds in the same order: a run that goes
 // on from a checkpoint adds anew, in this order, and is to have the same bits.
 template <typename K, typename F> void with_kind(Task& k, int threads, F f) {
-  k.known = k.known && *k.sum_order == K::SUM_ORDER;
+  k.has_square_sum = k.has_square_sum && *k.sum_order == K::SUM_ORDER;
   *k.sum_order = K::SUM_ORDER;
   f(K{k, threads});
 }

@@ -36,7 +36,7 @@ template <typename K> void take_means(const K& of, int64_t b, int64_t l) {
   for (int64_t c = 0; c < of.C; ++c) of.put_moment(k.v_col, k.v_col.at(b, l, 0, c), cols[c]);
   T& norm = K::as_T(k.norms)[matrix];
   if (k.square_means)
-    norm = of.root_of_mean(T(k.beta2) * K::as_T(k.means)[matrix] + T(k.complement2) * K::as_T(k.square_means)[matrix]);
+    norm = of.root_of_mean(T(k.beta2) * K::as_T(k.means)[matrix] + T(k.beta2_complement) * K::as_T(k.square_means)[matrix]);
   else
     norm = k.means ? of.root_of_mean(K::as_T(k.means)[matrix]) : of.norm(b, l);
 }
@@ -60,7 +60,7 @@ template <typename K> void begin(const K& of, double* room) {
     statistics(of, room);
     if (k.means) of.each(of.B * of.L, [&](int64_t i) { share_of_norm(of, i / of.L, i % of.L); });
   }
-  if (k.known)
+  if (k.has_square_sum)
     for (int64_t b = 0; b < of.B; ++b) K::as_T(k.p_means)[b] = T(k.squares[b] / k.all);
   else if (k.p_means)
     share_of_squares(of, k.p_means, k.squares, [&](const typename K::Unit& at) { return of.squares_of_p(at); });

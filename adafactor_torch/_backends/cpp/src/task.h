@@ -19,18 +19,18 @@ enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
 // The orders in which the squares of p are added: of `Parameter` and of `Plain`.
 enum SumOrder : int64_t { UNKNOWN, BY_CHUNKS, ACROSS_MATRICES, BY_HALVES, BY_HALVES_OF_PAIRS };
 
-struct Task {  // the fields, in this order, of `compiled._TASK`; all of 8 bytes
+struct Task {  // the fields, in this order, of `TASK` in record.py; all of 8 bytes
   int64_t size[4];
   Array p, g, v_row, v_col, v, v_max, m, compensation;
   Array element;  // the index of an element in C order: int32, or without data its strides
-  int64_t factored, floors, amsgrad, clips, momentum, debias, momentum_rounding, scales, decay, decay_first, maximize,
-      rounding, key;
-  double rho, beta2, complement2, bias2, beta1, complement1, narrow1, bias1, weight_decay, eps1, eps2, largest,
-      threshold, unscale;
-  double* squares;      // per batch index: the sum of p^2, before the step where `known`, after it at the end
-  int64_t known;
+  int64_t factored, eps1_is_floor, amsgrad, clips, momentum, debias, momentum_rounding, multiply_by_parameter_scale,
+      decay, decay_before_scale, maximize, rounding, key;
+  double rho, beta2, beta2_complement, bias2, beta1, beta1_complement, narrow1, bias1, weight_decay, eps1, eps2,
+      max_parameter_scale, clipping_threshold, inverse_grad_scale;
+  double* squares;      // per batch index: the sum of p^2, before the step where `has_square_sum`, after it at the end
+  int64_t has_square_sum;
   int64_t* sum_order;   // in which `squares` were added; in another one they would have other last bits
-  int64_t* surprised;   // made 1 where the sum of what was written over is not the known one
+  int64_t* stale_square_sum;   // made 1 where the sum of what was written over is not the known one
   float* telemetry;     // per batch index: alpha, RMS(u), clip factor, RMS(p); null where nobody asks
 
   // Of the whole tensor, where a task is the part of one that this process holds: rows, columns and the elements of a

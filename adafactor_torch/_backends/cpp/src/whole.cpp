@@ -44,7 +44,7 @@ template <typename K> void step(const K& of, double* room) {
   const Task& k = of.k;
   std::vector<T> norms(k.factored && !(K::ALONG == 1) ? of.B * of.L : 0);
   const T* norm = norms.data();
-  const bool for_p = !k.known && (k.scales || of.measures), for_u = k.clips || of.measures;
+  const bool for_p = !k.has_square_sum && (k.multiply_by_parameter_scale || of.measures), for_u = k.clips || of.measures;
   std::vector<double> p_squares(of.B), u_squares(of.B);
   if (K::ONE_PASS && for_u) {
     if constexpr (K::ONE_PASS) only_pass(of, room, norms, u_squares);
@@ -60,7 +60,7 @@ template <typename K> void step(const K& of, double* room) {
   if (for_p || reads_g) of.each(of.units, measure, true);
   for (int64_t b = 0; b < of.B; ++b) {
     if (reads_g) u_squares[b] = of.total(u_units, b);
-    p_squares[b] = k.known ? k.squares[b] : of.total(p_units, b);
+    p_squares[b] = k.has_square_sum ? k.squares[b] : of.total(p_units, b);
   }
   std::vector<typename K::Step> steps(of.B);
   const double count = std::max(double(of.L * of.R * of.C), 1.0);
