@@ -71,13 +71,13 @@ def _steps(tasks: list[Task], amp: Amp, done: Done) -> Phases:
 
 def update(task: Task, amp: Amp = NO_AMP) -> None:
     """One step of one parameter, in place; the caller has counted it in `state["step"]`."""
-    kept, good = computed(task, amp), fine([task], amp)
+    kept, applies = computed(task, amp), may_apply([task], amp)
     old: dict[str, Any] = {**task.state, "p": task.p, "telemetry": task.telemetry}
     for name, value in kept.items():
         x = old[name]
-        x.copy_(value if good is None else torch.where(good[0], value, x.to(value.dtype)))
-    if good is not None:
-        take_back([task], good)
+        x.copy_(value if applies is None else torch.where(applies[0], value, x.to(value.dtype)))
+    if applies is not None:
+        take_back([task], applies)
 
 
 def computed(task: Task, amp: Amp) -> dict[str, Tensor]:
@@ -97,25 +97,25 @@ def computed(task: Task, amp: Amp) -> dict[str, Tensor]:
     new, moved = apply(wide, clipped, p_rms, state, config, task.now)
     kept = rounded(new, config, task.key) | kept | moved
     if task.telemetry is not None:
-        kept["telemetry"] = told(u, p_rms, config, task.now)
+        kept["telemetry"] = telemetry(u, p_rms, config, task.now)
     return kept
 
 
-def fine(tasks: Sequence[Task], amp: Amp) -> Tensor | None:
+def may_apply(tasks: Sequence[Task], amp: Amp) -> Tensor | None:
     """Which parameters may take their steps, as a tensor on their device; None where nobody asks.
 
     Either all of them ask whether their gradients are finite, or none does.
     """
-    good = None if amp.found_inf is None else (amp.found_inf == 0).to(tasks[0].p.device).expand(len(tasks))
+    applies = None if amp.found_inf is None else (amp.found_inf == 0).to(tasks[0].p.device).expand(len(tasks))
     if tasks[0].skipped is not None:
         finite = are_finite([task.grad for task in tasks])
-        good = finite if good is None else finite & good
-    return good
+        applies = finite if applies is None else finite & applies
+    return applies
 
 
-def take_back(tasks: Sequence[Task], good: Tensor) -> None:
+def take_back(tasks: Sequence[Task], applies: Tensor) -> None:
     """Say of the steps that have been left out that they were not taken."""
-    for task, out in zip(tasks, (~good).unbind(), strict=True):
+    for task, out in zip(tasks, (~applies).unbind(), strict=True):
         task.state["step"] -= out.to(task.state["step"])
         if task.skipped is not None:
             task.skipped += out.to(task.skipped)
@@ -188,13 +188,13 @@ def alpha(p_rms: Tensor, config: ParamConfig, now: Numbers) -> Any:
     return now.rho * kernels.parameter_scale(p_rms, recipe.eps2, recipe.max_parameter_scale)
 
 
-def told(u: Tensor, p_rms: Tensor, config: ParamConfig, now: Numbers) -> Tensor:
+def telemetry(u: Tensor, p_rms: Tensor, config: ParamConfig, now: Numbers) -> Tensor:
     """Per batch index alpha, RMS(u) before clipping, the clip factor and RMS(p): [batch, 4]."""
-    return shown(kernels.rms(u, config.plan.rms_axes), p_rms, config, now)
+    return telemetry_of(kernels.rms(u, config.plan.rms_axes), p_rms, config, now)
 
 
-def shown(u_rms: Tensor, p_rms: Tensor, config: ParamConfig, now: Numbers) -> Tensor:
-    """`told`, from RMS(u)."""
+def telemetry_of(u_rms: Tensor, p_rms: Tensor, config: ParamConfig, now: Numbers) -> Tensor:
+    """`telemetry`, where RMS(u) is known."""
     factor = kernels.clip_factor(u_rms, config.recipe.clipping_threshold or math.inf)
     size = torch.as_tensor(alpha(p_rms, config, now), dtype=u_rms.dtype, device=u_rms.device)
     return torch.stack([x.expand(u_rms.shape).reshape(-1) for x in (size, u_rms, factor, p_rms)], dim=1)

@@ -142,7 +142,7 @@ class Driver:
             return
         self._ids, ours = ids, set(params)
         self._runner.forget(self._configs.known.keys() - ours)
-        mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._telemetry.told, self._telemetry.skipped)
+        mine: tuple[dict[Tensor, Any], ...] = (self._has_state, self._telemetry.values, self._telemetry.skipped)
         for known in (*mine, self._configs.known, self._configs.places):
             for p in known.keys() - ours:
                 del known[p]
@@ -211,7 +211,7 @@ class Driver:
                 self._has_state.pop(task.param)
 
     def _complete(self, states: States, group: Group, tasks: list[Task], skips: bool, undo: Undo) -> None:
-        """Give tasks complete states, and places for what is to be told."""
+        """Give tasks complete states, and tensors for their telemetry."""
         for task in tasks:
             there = counts_on_device(group, task.param)
             known = self._has_state.get(task.param) == (task.config, there)
@@ -267,7 +267,7 @@ class Driver:
 
     def telemetry(self, groups: list[Group]) -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
-        return self._telemetry.shown(groups, self._configs)
+        return self._telemetry.by_name(groups, self._configs)
 
 
 def _is_finite(task: Task) -> bool:

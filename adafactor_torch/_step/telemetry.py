@@ -20,15 +20,15 @@ class Telemetry:
     """Where steps write what they did with each parameter, and how many of its steps were left out."""
 
     def __init__(self) -> None:
-        self.told: dict[Tensor, tuple[ParamConfig, Tensor]] = {}
+        self.values: dict[Tensor, tuple[ParamConfig, Tensor]] = {}
         self.skipped: dict[Tensor, Tensor] = {}
 
     def of(self, task: Task, undo: Undo) -> Tensor:
         """Where a step writes what it did with a parameter."""
-        known = self.told.get(task.param)
+        known = self.values.get(task.param)
         if known is None or known[0] is not task.config:
-            undo.entry(self.told, task.param, task.param)
-            known = self.told[task.param] = task.config, _nothing(task.config, task.param)
+            undo.entry(self.values, task.param, task.param)
+            known = self.values[task.param] = task.config, _nothing(task.config, task.param)
         return known[1]
 
     def skips_of(self, p: Tensor, undo: Undo | None = None) -> Tensor:
@@ -39,22 +39,22 @@ class Telemetry:
             self.skipped[p] = torch.zeros((), dtype=torch.int64, device=p.device)
         return self.skipped[p]
 
-    def shown(self, groups: list[Group], configs: ConfigCache) -> dict[str, dict[str, Tensor]]:
+    def by_name(self, groups: list[Group], configs: ConfigCache) -> dict[str, dict[str, Tensor]]:
         """See `Adafactor.telemetry`."""
-        shown: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         for number, group in enumerate(groups):
             for place, (name, p) in enumerate(named(group)):
-                if group["telemetry"] and (p in self.told or p in self.skipped):
-                    if p not in self.told:  # every step so far was left out
+                if group["telemetry"] and (p in self.values or p in self.skipped):
+                    if p not in self.values:  # every step so far was left out
                         config = configs.of(p, name, recipe_without_lr(group), group["rounding"])
-                        self.told[p] = config, _nothing(config, p)
-                    config, told = self.told[p]
+                        self.values[p] = config, _nothing(config, p)
+                    config, values = self.values[p]
                     shape = _batch_shape(config, p)
-                    columns = {of: told[:, i].reshape(shape) for i, of in enumerate(_COLUMNS)}
+                    columns = {of: values[:, i].reshape(shape) for i, of in enumerate(_COLUMNS)}
                     who = name or f"{number}.{place}"
-                    who = f"{number}.{who}" if who in shown else who  # two models, say, that have a "bias" each
-                    shown[who] = columns | {"skipped": self.skips_of(p)}
-        return shown
+                    who = f"{number}.{who}" if who in found else who  # two models, say, that have a "bias" each
+                    found[who] = columns | {"skipped": self.skips_of(p)}
+        return found
 
 
 def _nothing(config: ParamConfig, p: Tensor) -> Tensor:

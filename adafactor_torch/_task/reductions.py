@@ -41,7 +41,7 @@ def row_mean_source(task: Task) -> Literal["local", "new", "old and squares", "s
 
 def reductions_of(task: Task) -> list[Reduction]:
     """All that processes add up of a parameter."""
-    config, plan, told = task.config, task.shard.plan, task.telemetry is not None
+    config, plan, telemetry = task.config, task.shard.plan, task.telemetry is not None
     (batch, lead, rows, cols), mean = matrix_view(plan).sizes, row_mean_source(task)
     matrices, found = batch * lead, list[Reduction]()
     if plan.factored:
@@ -51,8 +51,8 @@ def reductions_of(task: Task) -> list[Reduction]:
         found.append(Reduction("means", 1 if mean == "stored" else 0, matrices, plan.rows, plan.cols))
     if mean == "old and squares":
         found.append(Reduction("square_means", 0, matrices, (*plan.rows, *plan.cols)))
-    if config.recipe.multiply_by_parameter_scale or told:
+    if config.recipe.multiply_by_parameter_scale or telemetry:
         found.append(Reduction("p_means", 0, batch, plan.rms_axes))
-    if config.clips or told:
+    if config.clips or telemetry:
         found.append(Reduction("u_means", 2, batch, plan.rms_axes))
     return found

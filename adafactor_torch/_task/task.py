@@ -152,7 +152,7 @@ class Task:
     maximize: bool = False
     counter: Any = None  # `state["step"]` as a NumPy array, where the host counts and there is one
     t: int = 0  # the number of this step, where the host counts
-    telemetry: Tensor | None = None  # where to put what `told` says, [batch, 4]
+    telemetry: Tensor | None = None  # what the step did is written here, [batch, 4]
     skipped: Tensor | None = None  # the step is left out, and counted here, where the gradient is not finite
     has_grad: bool = True  # of a shared one another process may have a gradient; here it is of zeros then
     by_address: bool = True  # also of the gradient

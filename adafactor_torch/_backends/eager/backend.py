@@ -17,7 +17,7 @@ from ..._task.reductions import PHASES
 from ..._task.shard import PartialSum
 from ..._task.task import Amp, Task
 from ..protocol import Backend, Batch, Done, Phases
-from ..reference import fine, take_back
+from ..reference import may_apply, take_back
 from .blocks import BlockedTask
 from .phases import advance, advance_plain, is_dense_matrix, step_blocks, step_dense_matrix
 
@@ -59,15 +59,15 @@ def _step_whole(tasks: list[Task], amp: Amp, done: Done) -> Phases:
 
 
 def _advance(part: BlockedTask, tasks: list[Task]) -> None:
-    good = fine(tasks, part.amp)
-    if good is not None:
-        part.leave_out(good)
-    if good is None and is_dense_matrix(part):
+    applies = may_apply(tasks, part.amp)
+    if applies is not None:
+        part.leave_out(applies)
+    if applies is None and is_dense_matrix(part):
         advance_plain(part)
     else:
         advance(part)
-    if good is not None:
-        take_back(tasks, good)
+    if applies is not None:
+        take_back(tasks, applies)
 
 
 def _kind(task: Task) -> tuple[Any, ...]:
@@ -89,10 +89,10 @@ def stacked(tasks: list[Task]) -> tuple[Task, Plan]:
     names = [name for name in first.state if name != "step"]
     state = {name: torch.stack([task.state[name] for task in tasks]) for name in names}
     p, grad = torch.stack([task.p for task in tasks]), torch.stack([task.grad for task in tasks])
-    told = [task.telemetry for task in tasks if task.telemetry is not None]
+    telemetry = [task.telemetry for task in tasks if task.telemetry is not None]
     stack = Task(p, grad, state, config, first.now, maximize=first.maximize)
     stack.shard = first.shard
-    stack.telemetry = torch.cat(told) if told else None
+    stack.telemetry = torch.cat(telemetry) if telemetry else None
     if config.rounds == "stochastic":
         keys = torch.tensor([task.key for task in tasks], dtype=torch.int64, device=p.device).to(torch.int32)
         stack.key = keys.repeat_interleave(matrix_view(of_one).sizes[0]).view(-1, 1, 1, 1)
@@ -105,8 +105,8 @@ def unstack(stack: Task, tasks: list[Task]) -> None:
     for name, x in stack.state.items():
         torch._foreach_copy_([task.state[name] for task in tasks], x.unbind())
     if stack.telemetry is not None:
-        told = [task.telemetry for task in tasks if task.telemetry is not None]
-        torch._foreach_copy_(told, stack.telemetry.chunk(len(tasks)))
+        telemetry = [task.telemetry for task in tasks if task.telemetry is not None]
+        torch._foreach_copy_(telemetry, stack.telemetry.chunk(len(tasks)))
 
 
 def _stacked(plan: Plan, count: int) -> Plan:

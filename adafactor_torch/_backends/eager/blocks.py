@@ -38,7 +38,7 @@ class BlockedTask:
         self.shard, self.one = task.shard, task.shard.plan
         plan = plan or self.one
         self.task, self.plan, self.amp, self.now = task, plan, amp, task.now
-        self.good: Tensor | None = None
+        self.applies: Tensor | None = None
         sizes = matrix_view(plan).sizes
         self.across = plan.factored and sizes[2] * sizes[3] <= SMALL_MATRIX and sizes[1] >= MANY
         self.sizes = tuple(sizes[axis] for axis in _ACROSS) if self.across else sizes
@@ -88,13 +88,13 @@ class BlockedTask:
         """The weights of a block as the step takes them."""
         return phases.weight(self.read(p), state, self.config)
 
-    def goods(self) -> list[Tensor | None]:
+    def masks(self) -> list[Tensor | None]:
         """For each block, where it is to be written; None for everywhere."""
-        return [None] * len(self.cut(self.p)) if self.good is None else list(self.cut(self.good))
+        return [None] * len(self.cut(self.p)) if self.applies is None else list(self.cut(self.applies))
 
-    def leave_out(self, good: Tensor) -> None:
-        """Only the parameters of the stack for which `good` says so are to be written."""
-        self.good = good.repeat_interleave(matrix_view(self.one).sizes[0]).view(-1, 1, 1, 1)
+    def leave_out(self, applies: Tensor) -> None:
+        """Only the parameters of the stack for which `applies` says so are to be written."""
+        self.applies = applies.repeat_interleave(matrix_view(self.one).sizes[0]).view(-1, 1, 1, 1)
 
     def elements(self) -> Iterator[Tensor | None]:
         """For stochastic rounding, the indices of each block's elements in C order, int32; made one after the other."""

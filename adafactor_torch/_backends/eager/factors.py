@@ -48,7 +48,7 @@ class Factors:
         """Put the means into R and C; what is still to be summed up."""
         part, one, shard, now = self._part, self._part.one, self._part.shard, self._part.now
         for which, kept in enumerate(self._kept):
-            write(kept, self._updated(which), part.good)
+            write(kept, self._updated(which), part.applies)
         if self._means is not None:
             self._norm = kernels.ema(*self._means, now.beta2, now.beta2_complement)
         if self._mean == "stored":
@@ -81,9 +81,9 @@ def no_means(part: BlockedTask) -> tuple[Tensor, Tensor]:
     return rows, cols
 
 
-def write(into: Tensor, value: Tensor, good: Tensor | None) -> None:
+def write(into: Tensor, value: Tensor, applies: Tensor | None) -> None:
     """Copy a value to where the mask says so, or everywhere."""
-    into.copy_(value if good is None else torch.where(good, value, into.to(value.dtype)))
+    into.copy_(value if applies is None else torch.where(applies, value, into.to(value.dtype)))
 
 
 def plan_of(x: Tensor, config: ParamConfig) -> Plan:

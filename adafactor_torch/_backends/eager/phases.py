@@ -23,8 +23,8 @@ def is_dense_matrix(part: BlockedTask) -> bool:
     config, recipe = part.config, part.config.recipe
     kinds = part.p.dtype == part.g.dtype == config.compute and part.plan.factored and part.amp.grad_scale is None
     options = config.floor is not None or recipe.amsgrad or recipe.decays or not _has_plain_momentum(part)
-    shown = part.task.telemetry is not None or not part.p.numel()
-    return kinds and not options and not part.across and not shown and config.eps1 >= EPS1
+    measured = part.task.telemetry is not None or not part.p.numel()
+    return kinds and not options and not part.across and not measured and config.eps1 >= EPS1
 
 
 def _has_plain_momentum(part: BlockedTask) -> bool:
@@ -139,41 +139,41 @@ def advance(part: BlockedTask) -> None:
 def step_blocks(part: BlockedTask) -> Iterator[list[PartialSum]]:
     """One step, in place, which stops between phases for the sums that it needs from all processes.
 
-    Where `part.good` has been set by then, a mask [batch, 1, 1, 1], the step is written only there.
+    Where `part.applies` has been set by then, a mask [batch, 1, 1, 1], the step is written only there.
     """
-    config, recipe, cut, told = part.config, part.config.recipe, part.cut, part.task.telemetry
+    config, recipe, cut, telemetry = part.config, part.config.recipe, part.cut, part.task.telemetry
     ps, gs, states = cut(part.p), cut(part.g), part.states()
     per_batch = part.p.new_zeros((part.sizes[0], 1, 1, 1), dtype=config.compute)
     p_squares, u_squares = per_batch.clone(), per_batch.clone()
     factors = Factors(part, *means_of(part, ps, gs, states)) if part.plan.factored else None
     sums = [] if factors is None else factors.sums
-    if recipe.multiply_by_parameter_scale or told is not None:
+    if recipe.multiply_by_parameter_scale or telemetry is not None:
         for into, p, state in zip(cut(p_squares), ps, states, strict=True):
             into += _share_of_squares(part.weight(p, state), part)
         sums.append(part.shard.partial_sum(p_squares, part.one.rms_axes))
     yield sums
     yield [] if factors is None else factors.update()
     roots: Roots = [()] * len(ps) if factors is None else list(zip(*map(cut, factors.roots()), strict=True))
-    if config.clips or told is not None:
+    if config.clips or telemetry is not None:
         for into, p, g, root, state in zip(cut(u_squares), ps, gs, roots, states, strict=True):
             into += _share_of_squares(_direction(part, p, g, root, state)[0], part)
-    yield [part.shard.partial_sum(u_squares, part.one.rms_axes)] if config.clips or told is not None else []
+    yield [part.shard.partial_sum(u_squares, part.one.rms_axes)] if config.clips or telemetry is not None else []
     p_rms, u_rms = torch.sqrt(p_squares), torch.sqrt(u_squares)
     clip = kernels.clip_factor(u_rms, recipe.clipping_threshold or math.inf)
     key = part.task.key
     keys = cut(key) if isinstance(key, Tensor) and key.ndim else [key] * len(ps)
-    rows = zip(ps, gs, states, roots, cut(p_rms), cut(clip), keys, part.goods(), strict=True)
-    for (p, g, state, root, own_rms, own_clip, own_key, good), elements in zip(rows, part.elements(), strict=True):
+    rows = zip(ps, gs, states, roots, cut(p_rms), cut(clip), keys, part.masks(), strict=True)
+    for (p, g, state, root, own_rms, own_clip, own_key, applies), elements in zip(rows, part.elements(), strict=True):
         u, kept = _direction(part, p, g, root, state)
         u = u / own_clip if config.clips else u
         new, moved = phases.apply(part.weight(p, state), u, own_rms, state, config, part.now)
         written = phases.rounded(new, config, own_key, elements)
-        write(p, written.pop("p"), good)
+        write(p, written.pop("p"), applies)
         for name, value in (kept | moved | written).items():
-            write(state[name], value, good)
-    if told is not None:
-        shown = phases.shown(u_rms, p_rms, config, part.now)
-        write(told, shown, None if part.good is None else part.good.view(-1, 1))
+            write(state[name], value, applies)
+    if telemetry is not None:
+        value = phases.telemetry_of(u_rms, p_rms, config, part.now)
+        write(telemetry, value, None if part.applies is None else part.applies.view(-1, 1))
     part.write_copies()
 
 

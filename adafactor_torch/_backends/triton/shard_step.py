@@ -46,12 +46,12 @@ def steps(tasks: list[Task], mask: StepMask, amp: Amp) -> Phases:
     mark_written(tasks)
 
 
-def _leave_out(group: LaunchGroup, good: Tensor | None) -> None:
-    """Have the kernels write only the parameters that are good."""
-    if good is None:
+def _leave_out(group: LaunchGroup, applies: Tensor | None) -> None:
+    """Have the kernels write only the parameters for which the mask says so."""
+    if applies is None:
         group.flags.zero_()
     else:
-        group.flags.copy_(~good)
+        group.flags.copy_(~applies)
 
 
 class _Known(NamedTuple):
