@@ -135,7 +135,8 @@ def entry(task: Task, amp: Amp) -> TaskRow:
 def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
     config, recipe = task.config, task.config.recipe
     scales, telemetry = bool(recipe.multiply_by_parameter_scale), task.telemetry is not None
-    leaves_out = task.skipped is not None or amp.found_inf is not None
+    skipped = None if task.shard.is_shared else task.skipped  # of a shard the step mask counts it
+    leaves_out = skipped is not None or amp.found_inf is not None
     return tiles.Options(
         wide=tl.float64 if config.dtype == "float64" else tl.float32,
         p=config.dtype,
@@ -155,7 +156,7 @@ def _options(task: Task, amp: Amp, **layout: Any) -> tiles.Options:
         rounding=config.rounds,
         grad_scale=amp.grad_scale is not None,
         found_inf=amp.found_inf is not None,
-        counts="" if task.skipped is None else str(task.skipped.dtype).removeprefix("torch."),
+        counts="" if skipped is None else str(skipped.dtype).removeprefix("torch."),
         uncounts=leaves_out and task.state["step"].device == task.p.device,
         telemetry=telemetry,
         needs_update_rms=config.clips or telemetry,
