@@ -66,12 +66,9 @@ class Part(Shard):
 class StepMask:
     """Says which of some parts take the step: all of them, or those whose places are not in `out`."""
 
-    def __init__(self, tasks: Sequence[Task], *out: int, checks: bool = False) -> None:
-        self._places, self._out, self._checks = [id(task) for task in tasks], out, checks
+    def __init__(self, tasks: Sequence[Task], *out: int) -> None:
+        self._places, self._out = [id(task) for task in tasks], out
         self.bad: dict[int, bool] = {}
-
-    def checks(self, task: Task) -> bool:
-        return self._checks
 
     def report(self, tasks: Sequence[Task], bad: Tensor) -> None:
         self.bad |= dict(zip(map(self._place, tasks), bad.tolist(), strict=True))

@@ -46,10 +46,6 @@ class StepMask:
             found |= {i: (flags, row) for row, i in enumerate(own)}
         self._of = [found[i] for i in range(len(tasks))]  # flags of parameters of one kind, and which of them
 
-    def checks(self, task: Task) -> bool:
-        """Whether a task is left out where its gradient here is not finite."""
-        return task.skipped is not None and task.has_grad
-
     def report(self, tasks: Sequence[Task], bad: Tensor) -> None:
         """Say of some tasks whether their gradients here are not finite, so that nobody else has to look."""
         self._bad |= zip((self._places[id(task)] for task in tasks), bad.unbind(), strict=True)
@@ -61,7 +57,7 @@ class StepMask:
             for row, i in enumerate(own):
                 if not self._tasks[i].has_grad:
                     flags[row, PRESENT] = 0.0
-            if any(self.checks(self._tasks[i]) for i in own):
+            if any(self._tasks[i].checks for i in own):
                 flags[:, BAD] = self._whose_is_bad(own, flags.device)
             if self._amp.found_inf is not None:
                 flags[:, BAD] += (self._amp.found_inf != 0).to(flags)
@@ -109,7 +105,7 @@ class StepMask:
         return torch.stack([flags[row] for flags, row in (self._of[i] for i in places)])
 
     def _whose_is_bad(self, own: list[int], device: torch.device) -> Tensor:
-        grads = [(i, self._tasks[i].grad) for i in own if self.checks(self._tasks[i]) and i not in self._bad]
+        grads = [(i, self._tasks[i].grad) for i in own if self._tasks[i].checks and i not in self._bad]
         looked_at = [(i, grad) for i, grad in grads if grad.numel()]
         if looked_at:
             self.report([self._tasks[i] for i, _ in looked_at], ~are_finite([grad for _, grad in looked_at]))

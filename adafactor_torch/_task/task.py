@@ -165,6 +165,11 @@ class Task:
     def __post_init__(self) -> None:
         self.param, self.stored, self.shard = self.p, self.state, self.config.shard
 
+    @property
+    def checks(self) -> bool:
+        """Whether the step is left out where the gradient that is here is not finite."""
+        return self.skipped is not None and self.has_grad
+
 
 class Amp(NamedTuple):
     """What a GradScaler says: 0-dimensional tensors, or None."""

@@ -26,7 +26,7 @@ def steps(tasks: list[Task], mask: StepMask, amp: Amp) -> Phases:
     """The step of shards."""
     amp = amp._replace(found_inf=None)  # that is one of the flags
     capturing = is_captured(tasks)
-    checks = [mask.checks(task) for task in tasks]
+    checks = [task.checks for task in tasks]
     signature = amp.grad_scale is None, *checks, *((id(task.shard), signature_of(task)) for task in tasks)
     known: _Known = cached_tables(tasks[0].param, tasks, signature, capturing, lambda: _made(tasks, amp))
     for group in known.groups:

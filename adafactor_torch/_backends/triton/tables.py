@@ -126,8 +126,7 @@ def entry(task: Task, amp: Amp) -> TaskRow:
         places[tiles.ELEMENTS.value] = [first, *strides_of(index)]
         kept = [] if index.is_meta else [index]
     shares = row_mean_source(task) if shard.is_shared else ""
-    checks = task.skipped is not None and task.has_grad
-    layout = {"indexed": bool(kept), "shares": shares, "skips": checks, **_layout(places, sizes), **_tile(sizes)}
+    layout = {"indexed": bool(kept), "shares": shares, "skips": task.checks, **_layout(places, sizes), **_tile(sizes)}
     options = _options(task, amp, **layout)
     return TaskRow(options, sizes, places, _floats(task), scratch, kept)
 
