@@ -1,13 +1,16 @@
 """The parts of `adafactor verify` but for training: the zoo, the budgets, the comparison, the options, the table."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from io import StringIO
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from adafactor_parity import OracleRunner
@@ -19,6 +22,7 @@ from adafactor_parity._verify.report import tables
 from adafactor_parity._verify.stepping import budgets, zoo
 from adafactor_parity._verify.stepping.deviation import Comparison, Deviation
 from adafactor_parity._verify.stepping.step_all import PAIRS, Stepped, step_all
+from adafactor_parity._verify.tasks import MOST_THREADS, Stopped, Tasks
 from adafactor_parity._verify.training.model import Config, initial_weights
 from adafactor_parity._verify.verification import _finite
 from adafactor_parity.progress import Progress
@@ -29,8 +33,8 @@ from adafactor_spec import dtypes, factoring, oracle, recipes, replace
 
 @pytest.mark.parametrize("dtype", dtypes.NAMES)
 def test_values_fit_the_dtype_span_the_decades_and_replay(dtype: str) -> None:
-    steps = list(zoo.gradients(zoo.tensors(), dtype, seed=2))
-    again = list(zoo.gradients(zoo.tensors(), dtype, seed=2))
+    steps = list(zoo.gradients(tuple(zoo.SHAPES), dtype, seed=2))
+    again = list(zoo.gradients(tuple(zoo.SHAPES), dtype, seed=2))
     sizes = []
     for t, (grads, same) in enumerate(zip(steps, again, strict=True), start=1):
         for name, grad in grads.items():
@@ -58,12 +62,25 @@ def test_the_zoo_steps_every_recipe_and_the_modes_that_no_default_reaches() -> N
     for name, weight in initial_weights(Config(vocabulary=50), seed=0).items():
         for recipe in recipes.NAMES:
             factoring.plan(zoo.trained([recipe]).recipe.factoring, weight.shape, name)
-    for quick in (True, False):
-        shapes = [zoo.SHAPES[name] for name in zoo.tensors(quick)]
+    for names in (zoo.QUICK, zoo.SHAPES):
+        shapes = [zoo.SHAPES[name] for name in names]
         assert {len(shape) for shape in shapes} == {0, 1, 2, 3, 4, 5}
         assert any(1 in shape for shape in shapes)
         assert any(0 in shape for shape in shapes)
         assert any(len(shape) == 2 and min(shape) >= 128 for shape in shapes), "where optax begins to factor"
+
+
+def test_every_pair_of_tensor_recipe_and_dtype_is_stepped() -> None:
+    settings = zoo.settings(recipes.ORIGINALS)
+    stepped = {(s, d): set(zoo.tensors(s, d, dtypes.NAMES)) for s in settings for d in dtypes.NAMES}
+    for setting in settings:
+        assert set.union(*(stepped[setting, dtype] for dtype in dtypes.NAMES)) == set(zoo.SHAPES)
+    for dtype in dtypes.NAMES:
+        assert set.union(*(stepped[setting, dtype] for setting in settings)) == set(zoo.SHAPES)
+    assert all(tensors >= set(zoo.CORE) for tensors in stepped.values())
+    for setting in settings:  # one dtype alone, as when a failure is looked at, has all tensors
+        assert zoo.tensors(setting, "float32", ["float32"]) == tuple(zoo.SHAPES)
+        assert zoo.tensors(setting, "float32", dtypes.NAMES, quick=True) == zoo.QUICK
 
 
 # Budgets and deviations ---------------------------------------------------------------------------------------------
@@ -181,6 +198,42 @@ def test_the_learning_rate_steps_down_in_both_frameworks() -> None:
     assert late.worst() > 0.5
 
 
+class _Nobody:
+    def advance(self) -> None: ...
+
+
+def test_tasks_run_side_by_side_and_torch_has_one_thread_meanwhile() -> None:
+    before = torch.get_num_threads()
+    with Tasks(cast(Progress, _Nobody())) as tasks:
+        threads = tasks.start(torch.get_num_threads)
+        assert tasks.start(divmod, 7, 2).result() == (3, 1)
+    assert threads.result() == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_the_tasks_that_run_and_those_that_wait(error: type[BaseException]) -> None:
+    began, tasks = threading.Event(), Tasks(cast(Progress, _Nobody()))
+    started: list[Future[None]] = []
+
+    def endless() -> None:
+        began.set()
+        while True:
+            tasks.advance()
+
+    def fail() -> None:
+        with tasks:
+            started.extend(tasks.start(endless) for _ in range(MOST_THREADS + 1))
+            began.wait()
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    first, *_, last = started
+    assert isinstance(first.exception(), Stopped)
+    assert last.cancelled()
+
+
 # What surrounds it --------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +263,7 @@ def test_the_table_fits_100_columns_with_every_label_whole() -> None:
     assert tables.WIDTH == 100
     worst = dict.fromkeys(PAIRS, Deviation("uneven", 1, (0, 0), 1.2e-6, 0.001))
     settings = zoo.settings(recipes.NAMES)
-    rows = [Stepped(s, "bfloat16", budgets.Budget(1e-3), worst, {}, worst) for s in settings]
+    rows = [Stepped(s, "bfloat16", zoo.CORE, budgets.Budget(1e-3), worst, {}, worst) for s in settings]
     stream = StringIO()
     Console(file=stream, width=tables.WIDTH).print(tables.stepping(rows))
     printed = stream.getvalue()

@@ -18,7 +18,7 @@ from .training.train import Curves, Trained
 
 @dataclass(frozen=True)
 class Verification:
-    """Every figure of one run of `verify`."""
+    """Every figure of one run of `verify`; `plots` are PNG files by name."""
 
     options: Options
     stepped: list[Stepped]
@@ -30,6 +30,7 @@ class Verification:
     versions: dict[str, str]
     machine: dict[str, str | int]
     devices: dict[str, str]
+    plots: dict[str, bytes]
     seconds: float
 
     @property
@@ -40,7 +41,8 @@ class Verification:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that were stepped, by name."""
-        return {name: zoo.SHAPES[name] for name in zoo.tensors(self.options.quick)}
+        stepped = {name for row in self.stepped for name in row.tensors}
+        return {name: shape for name, shape in zoo.SHAPES.items() if name in stepped}
 
     def failures(self) -> list[str]:
         """One line for each that is not: recipe, shape, step and element."""
@@ -82,6 +84,7 @@ def _stepped(stepped: Stepped) -> dict[str, Any]:
         "setting": stepped.setting.label,
         "fields": {name: to_plain(value) for name, value in vars(stepped.setting.recipe).items()},
         "dtype": stepped.dtype,
+        "tensors": stepped.tensors,
         "budget": {"relative": stepped.budget.relative, "ulp": _floor(stepped), "yardstick": stepped.budget.yardstick},
         "within_budget": not stepped.beyond,
         "worst": {pair: _deviation(worst) for pair, worst in stepped.worst.items()},

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+from adafactor_spec import Recipe
 
 from .. import environment
 from ..progress import Progress
 from . import checks
-from .devices import Devices, find
+from .devices import find
 from .options import DEFAULT_OUT, Options, check
 from .piecewise import run_piecewise
+from .report.plots import draw_schedule, draw_stepping, draw_training
 from .report.write import make_folder, write
 from .stepping import zoo
-from .stepping.step_all import Stepped, step_all
+from .stepping.step_all import step_all
+from .tasks import Tasks
 from .training.corpus import Corpus, load, unigram_entropy
-from .training.train import Trained, train
+from .training.train import train
 from .verification import Verification
 
 
@@ -71,9 +74,35 @@ def measure(options: Options, corpus: Corpus) -> Verification:
     began = time.perf_counter()
     devices = find(options.device, options.dtypes)
     make_folder(options.out)
-    stepped, trained = _measure(options, devices, corpus)
-    piecewise = run_piecewise()
+    runs = {"float32": options.steps, "float64": options.float64_steps}
+    runs = {dtype: steps for dtype, steps in runs.items() if dtype in options.dtypes and steps}
+    cases = [(setting, dtype) for setting in zoo.settings(options.recipes, options.quick) for dtype in options.dtypes]
+    # Names of one algorithm are stepped once: the recipe decides what is computed, not its name.
+    different: dict[tuple[Recipe, str], zoo.Setting] = {}
+    for setting, dtype in cases:
+        different.setdefault((setting.recipe.effective(), dtype), setting)
     entropy = unigram_entropy(corpus.held_out)
+    with Progress(len(different) * zoo.STEPS + sum(runs.values())) as progress, Tasks(progress) as tasks:
+        progress.describe("stepping and training")
+
+        def tensors(setting: zoo.Setting, dtype: str) -> tuple[str, ...]:
+            return zoo.tensors(setting, dtype, options.dtypes, options.quick)
+
+        seed, advance = options.seed, tasks.advance
+        # The longest tasks come first, so that none of them is left over at the end and runs alone.
+        setting = zoo.trained(options.recipes)
+        trainings = [
+            tasks.start(train, setting, corpus, dtype, steps, devices, seed, advance) for dtype, steps in runs.items()
+        ]
+        schedule = tasks.start(run_piecewise)
+        stepping = {
+            (recipe, dtype): tasks.start(step_all, setting, dtype, tensors(setting, dtype), devices, seed, advance)
+            for (recipe, dtype), setting in different.items()
+        }
+        trained, piecewise = [task.result() for task in trainings], schedule.result()
+        plots = draw_training(trained, entropy) | draw_schedule(piecewise)  # while the other tasks go on
+        done = {key: task.result() for key, task in stepping.items()}
+    stepped = [replace(done[setting.recipe.effective(), dtype], setting=setting) for setting, dtype in cases]
     of_training = [check for run in trained for check in checks.of_training(run, corpus, entropy)]
     return Verification(
         options=options,
@@ -86,38 +115,6 @@ def measure(options: Options, corpus: Corpus) -> Verification:
         versions=environment.versions(),
         machine=environment.machine(),
         devices=devices.describe(),
+        plots=plots | draw_stepping(stepped),
         seconds=time.perf_counter() - began,
     )
-
-
-def _measure(options: Options, devices: Devices, corpus: Corpus) -> tuple[list[Stepped], list[Trained]]:
-    runs = {"float32": options.steps, "float64": options.float64_steps}
-    runs = {dtype: steps for dtype, steps in runs.items() if dtype in options.dtypes and steps}
-    tensors = zoo.tensors(options.quick)
-    cases = [(setting, dtype) for setting in zoo.settings(options.recipes, options.quick) for dtype in options.dtypes]
-    # Names of one algorithm are stepped once: the recipe decides what is computed, not its name.
-    different = {(setting.recipe.effective(), dtype): setting for setting, dtype in cases}
-    with Progress(len(different) * zoo.STEPS + sum(runs.values())) as progress:
-        progress.describe("stepping every recipe")
-        with ThreadPoolExecutor(_workers()) as pool:
-            try:
-                waiting = {
-                    key: pool.submit(step_all, setting, key[1], tensors, devices, options.seed, progress.advance)
-                    for key, setting in different.items()
-                }
-                done = {key: future.result() for key, future in waiting.items()}
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        stepped = [replace(done[setting.recipe.effective(), dtype], setting=setting) for setting, dtype in cases]
-        trained = []
-        for dtype, steps in runs.items():
-            progress.describe(f"training in {dtype}")
-            setting = zoo.trained(options.recipes)
-            trained.append(train(setting, corpus, dtype, steps, devices, options.seed, progress.advance))
-    return stepped, trained
-
-
-def _workers() -> int:
-    # Most of the time goes into XLA's compilations, one thread each; more than a few gain little and cost memory.
-    return min(environment.cores(), 4)

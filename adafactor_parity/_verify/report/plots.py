@@ -26,7 +26,6 @@ from ..piecewise import BASE, BOUNDARIES, FACTOR, PiecewiseRun
 from ..stepping import budgets, zoo
 from ..stepping.step_all import Stepped
 from ..training.train import Trained
-from ..verification import Verification
 
 JAX, JAX_LINE, TORCH, TORCH_LINE = FIRST, FIRST_LINE, SECOND, SECOND_LINE
 JAX_DOT: Style = {"color": JAX, "marker": "o", "markersize": 7, "alpha": 0.5, "linestyle": ""}
@@ -40,16 +39,25 @@ PAIR_LINES: dict[str, Style] = {
 NAMES = ("loss", "drift", "state_bytes", "learning_rate", "deviation")
 
 
-def draw(found: Verification) -> dict[str, bytes]:
-    """PNG files by name. Those of the training are there only if there was any."""
-    plots = {"deviation": _deviation(found.stepped), "learning_rate": _learning_rate(found.piecewise)}
-    if found.trained:
-        plots |= {
-            "loss": _loss(found.trained, found.entropy),
-            "drift": _drift(found.trained),
-            "state_bytes": _state_bytes(found.trained[0]),
-        }
-    return {name: png(figure) for name, figure in plots.items()}
+def draw_training(trained: Sequence[Trained], entropy: float) -> dict[str, bytes]:
+    """PNG files of the training runs, by name; none if there was no training."""
+    if not trained:
+        return {}
+    return {
+        "loss": png(_loss(trained, entropy)),
+        "drift": png(_drift(trained)),
+        "state_bytes": png(_state_bytes(trained[0])),
+    }
+
+
+def draw_schedule(run: PiecewiseRun) -> dict[str, bytes]:
+    """The PNG file of the learning rate that steps down, by name."""
+    return {"learning_rate": png(_learning_rate(run))}
+
+
+def draw_stepping(stepped: Sequence[Stepped]) -> dict[str, bytes]:
+    """The PNG file of the deviations, by name."""
+    return {"deviation": png(_deviation(stepped))}
 
 
 def _loss(trained: Sequence[Trained], entropy: float) -> Figure:

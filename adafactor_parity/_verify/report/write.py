@@ -13,7 +13,7 @@ from ..stepping import zoo
 from ..stepping.step_all import PAIRS
 from ..verification import Verification
 from . import tables
-from .plots import NAMES, draw
+from .plots import NAMES
 
 PAGE, FIGURES = "index.html", "report.json"
 
@@ -33,11 +33,10 @@ def make_folder(path: Path) -> None:
 
 def write(found: Verification, folder: Path) -> None:
     """Write the report of a finished run to an existing folder. Raises UsageError if that is not possible."""
-    plots = draw(found)
-    contents = {f"{name}.png": content for name, content in plots.items()}
+    contents = {f"{name}.png": content for name, content in found.plots.items()}
     contents[FIGURES] = json.dumps(found.as_dict(), indent=1, allow_nan=False).encode()
     # Names of files may hold bytes that are not UTF-8. The page comes last: who sees it finds the rest complete.
-    contents[PAGE] = _page(found, plots).encode("utf-8", "backslashreplace")
+    contents[PAGE] = _page(found).encode("utf-8", "backslashreplace")
     try:
         replace_files(folder, contents)
         for file in _files(folder):
@@ -56,7 +55,7 @@ def _not_written(path: Path, error: OSError) -> UsageError:
     return wrong("--out", "a folder to write to", str(path), f"{reason}: name one that exists or can be made.")
 
 
-def _page(found: Verification, plots: dict[str, bytes]) -> str:
+def _page(found: Verification) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "."),
         autoescape=True,
@@ -64,7 +63,7 @@ def _page(found: Verification, plots: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    embedded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()}
+    embedded = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in found.plots.items()}
     return environment.get_template("report.html.j2").render(
         found=found, plots=embedded, pairs=list(PAIRS), deviation=tables.deviation, zoo=zoo
     )

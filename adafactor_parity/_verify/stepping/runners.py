@@ -76,7 +76,7 @@ class JaxRunner:
         with precision(dtype):
             self._params = self._arrays(params)
             # Put where the steps will leave it: a state that starts elsewhere costs a second compilation.
-            self._state = jax.device_put(jax.jit(transform.init)(self._params), device)
+            self._state = jax.device_put(transform.init(self._params), device)
 
     def step(self, grads: Arrays) -> None:
         """One update of every parameter."""

@@ -1,6 +1,6 @@
 """Steps one recipe in one dtype in the oracle, in JAX and in torch, and judges how far they are apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ class Stepped:
 
     setting: Setting
     dtype: str
+    tensors: tuple[str, ...]
     budget: Budget
     worst: dict[str, Deviation]
     per_step: dict[str, list[float]]
@@ -45,7 +46,7 @@ class Stepped:
 
 
 def step_all(
-    setting: Setting, dtype: str, tensors: Sequence[str], devices: Devices, seed: int, advance: Callable[[], None]
+    setting: Setting, dtype: str, tensors: tuple[str, ...], devices: Devices, seed: int, advance: Callable[[], None]
 ) -> Stepped:
     """Step these tensors of the zoo with one setting in one dtype. `advance` is called after every step."""
     params = zoo.parameters(tensors, dtype, seed)
@@ -77,6 +78,7 @@ def step_all(
     return Stepped(
         setting,
         dtype,
+        tensors,
         allowed,
         worst={pair: comparison.worst() for pair, comparison in comparisons.items()},
         per_step=per_step,

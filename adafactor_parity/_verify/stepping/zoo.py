@@ -1,5 +1,6 @@
 """The tensors that are stepped, their gradients, and the settings of every recipe."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "conv kernel": (32, 8, 3, 3),
     "rank 5": (5, 4, 3, 2, 6),
 }
+# Tensors that are stepped with every recipe in every dtype; with the others it is all pairs, see `tensors`.
+CORE = ("vector", "large", "rank 3")
 # For a quick run: what is left out differs from one of these in size only, and each tensor costs compilation time.
 QUICK = ("scalar", "vector", "row", "empty matrix", "large", "rank 3", "conv kernel", "rank 5")
 # Standard deviation of the initial parameter; 0.05 where not listed. 0 and 1e-5 lie below eps2 = 1e-3.
@@ -52,9 +55,17 @@ class Setting:
     recipe: Recipe
 
 
-def tensors(quick: bool = False) -> tuple[str, ...]:
-    """Names of the shapes that are stepped."""
-    return QUICK if quick else tuple(SHAPES)
+def tensors(setting: Setting, dtype: str, among: Sequence[str], quick: bool = False) -> tuple[str, ...]:
+    """Names of the tensors that are stepped with a setting in a dtype, where the run steps in the dtypes `among`.
+
+    JAX compiles a program for each tensor, recipe and dtype, and that is where most of the time goes. So the tensors of
+    `CORE` meet every recipe in every dtype, and each of the others meets every recipe in one dtype, which is another
+    one from recipe to recipe: all pairs of tensor, recipe and dtype are stepped, and not all triples.
+    """
+    if quick:
+        return QUICK
+    turn = zlib.crc32(setting.label.encode())
+    return tuple(name for i, name in enumerate(SHAPES) if name in CORE or among[(turn + i) % len(among)] == dtype)
 
 
 def settings(names: Sequence[str], defaults_only: bool = False) -> tuple[Setting, ...]:

@@ -34,7 +34,7 @@ class JaxTrainer:
         self._config = config
         with self._settings():
             self._params = {name: jax.device_put(value.astype(dtype), device) for name, value in weights.items()}
-            self._state = jax.device_put(jax.jit(transform.init)(self._params), device)
+            self._state = jax.device_put(transform.init(self._params), device)
 
     def step(self, inputs: Codes, targets: Codes) -> float:
         """One update; returns the loss before it, in nats per character."""
