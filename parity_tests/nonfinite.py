@@ -92,9 +92,9 @@ def cases(recipe: Recipe, dtype: str = "float32") -> Iterator[Case]:
     yield Case("v_col", "all", np.nan)
 
 
-def some_cases(recipe: Recipe, *number: int, every: int) -> list[Case]:
+def some_cases(recipe: Recipe, *number: int, every: int, dtype: str = "float32") -> list[Case]:
     """Every so many cases of a recipe, which begin at another one for each test number."""
-    return list(cases(recipe))[sum(number) % every :: every]
+    return list(cases(recipe, dtype))[sum(number) % every :: every]
 
 
 def gradients(t: int) -> dict[str, Array]:

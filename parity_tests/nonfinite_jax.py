@@ -39,8 +39,8 @@ class Jax:
 
         self._step = jax.jit(step)
         self._dtype, self._placed = jnp.dtype(dtype), placed
-        self._params = self._arrays(gradients(0))
-        self._state = tx.init(self._params)
+        self._params = _committed(self._arrays(gradients(0)))
+        self._state = _committed(tx.init(self._params))
         self.step(gradients(1))
         self._first = self._params, self._state
 
@@ -71,6 +71,11 @@ class Jax:
     def _arrays(self, values: dict[str, Array]) -> dict[str, jax.Array]:
         with np.errstate(over="ignore"):  # 1e20 is infinite in float16
             return {name: self._placed(jnp.asarray(x, self._dtype)) for name, x in values.items()}
+
+
+def _committed(tree: Any) -> Any:
+    """The arrays where they lie, said to have to lie there: what `put` writes does, too, and compiles nothing again."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
 
 
 def _wide(x: jax.Array) -> Array:
