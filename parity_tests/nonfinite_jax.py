@@ -39,8 +39,10 @@ class Jax:
 
         self._step = jax.jit(step)
         self._dtype, self._placed = jnp.dtype(dtype), placed
-        self._params = _committed(self._arrays(gradients(0)))
-        self._state = _committed(tx.init(self._params))
+        self._params = self._arrays(gradients(0))
+        self._state = tx.init(self._params)
+        if all(len(p.sharding.device_set) == 1 for p in self._params.values()):
+            self._params, self._state = _committed(self._params), _committed(self._state)
         self.step(gradients(1))
         self._first = self._params, self._state
 
