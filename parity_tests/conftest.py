@@ -61,7 +61,11 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="many examples of every random test, 20,000 of the fuzz")
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="every combination, and many examples of every random test, 20,000 of the fuzz",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "sampled(count=2, together=None): run a sample of the test's combinations, see `profiles.cover`; of a single "
-        "parameter `count` values, which differ from test to test. `--thorough` runs all.",
+        "parameter `count` values, spread evenly; the others run under `--thorough` alone.",
     )
 
 

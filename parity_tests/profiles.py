@@ -44,8 +44,9 @@ def cover(combinations: Sequence[Mapping[str, Hashable]], together: int | None =
 
 
 def rotated(count: int, of: int, turn: int) -> list[int]:
-    """`count` places of `of`, which move on with every turn: a file's tests together have them all."""
-    return sorted({(turn * count + place) % of for place in range(count)})
+    """`count` places, spread evenly over all `of`, which move on by one with every turn."""
+    count = min(count, of)
+    return sorted({(turn + place * of // count) % of for place in range(count)})
 
 
 def some(cases: Mapping[str, tuple[Hashable, ...]]) -> list[str]:

@@ -145,11 +145,29 @@ def rounded(name: str, fused: bool) -> tuple[int, float]:
     return wrong, differing / max(total, 1)
 
 
-def told(name: str, fused: bool) -> float:
+def telemetry(name: str, fused: bool) -> float:
     """How far telemetry is from that of one process, relative to it."""
     both = [_made(layout, SOME, telemetry=True, fused=fused) for layout in (name, "plain")]
     for layout, optimizer in zip((name, "plain"), both, strict=True):
         runs.advance(layout, optimizer, 1, 3)
+    return _farthest(both)
+
+
+def telemetry_switched(name: str, fused: bool) -> float:
+    """The same, where it is switched on and off between steps, and nothing else asks for RMS(u)."""
+    both = [_made(layout, SOME, clipping_threshold=None, fused=fused) for layout in (name, "plain")]
+    worst = 0.0
+    for asked, first in ((False, 1), (True, 3), (False, 5), (True, 7)):
+        for layout, optimizer in zip((name, "plain"), both, strict=True):
+            for group in optimizer.param_groups:
+                group["telemetry"] = asked
+            runs.advance(layout, optimizer, first, first + 1)
+        if asked:
+            worst = max(worst, _farthest(both))
+    return worst
+
+
+def _farthest(both: list[Adafactor]) -> float:
     worst = 0.0
     for ours, theirs in zip(*(optimizer.telemetry().values() for optimizer in both), strict=True):
         for key, value in theirs.items():

@@ -65,7 +65,7 @@ def test_strict_promotion_changes_no_type(name: str) -> None:
         assert kinds(jax.eval_shape(tx.update, grads, state, params)) == kinds(expected)
 
 
-@pytest.mark.sampled(count=3)
+@pytest.mark.sampled(count=5)
 @pytest.mark.parametrize("name", [*RECIPES, *SCHEDULES])
 def test_compiled_once_and_every_buffer_is_donated(name: str) -> None:
     tx = adafactor(recipe=RECIPES[name]) if name in RECIPES else adafactor(SCHEDULES[name])

@@ -35,7 +35,6 @@ def told(state: Tree) -> dict[str, Tree]:
     return {number: optax.tree_utils.tree_get(state, number) for number in NUMBERS}
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("case", ["paper", "decay before scale", "no scale, no clipping", "L2"])
 def test_it_is_what_the_oracle_and_torch_say(case: str) -> None:
     with jax.enable_x64(True):

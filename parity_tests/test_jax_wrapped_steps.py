@@ -100,7 +100,6 @@ def to_compare(name: str, params: Tree) -> list[tuple[str, Any]]:
     return [(leaf, np.asarray(values[leaf], np.float64)) for values in trees for leaf in leaves]
 
 
-@pytest.mark.sampled(count=3)
 @every_wrapper
 def test_as_the_definition(name: str) -> None:
     params, gaps, ours = stepped(name, "float32")[0], [], []

@@ -234,6 +234,24 @@ def test_an_error_ends_the_tasks_that_run_and_those_that_wait(error: type[BaseEx
     assert last.cancelled()
 
 
+def test_a_task_that_fails_ends_the_others_and_its_error_is_raised() -> None:
+    def endless(tasks: Tasks) -> None:
+        while True:
+            tasks.advance()
+
+    def fail() -> None:
+        raise ValueError("the reason")
+
+    def run() -> None:
+        with Tasks(cast(Progress, _Nobody())) as tasks:
+            running = tasks.start(endless, tasks)
+            tasks.start(fail)
+            tasks.result(running)
+
+    with pytest.raises(ValueError, match="the reason"):
+        run()
+
+
 # What surrounds it --------------------------------------------------------------------------------------------------
 
 

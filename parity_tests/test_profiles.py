@@ -46,7 +46,8 @@ def test_parameters_that_say_each_other_count_as_one() -> None:
 
 
 @pytest.mark.parametrize(("count", "of"), [(2, 6), (2, 5), (1, 3), (3, 2)])
-def test_the_tests_of_a_file_have_every_value_together(count: int, of: int) -> None:
+def test_the_values_of_one_parameter_are_spread_and_move_on(count: int, of: int) -> None:
     turns = [rotated(count, of, turn) for turn in range(of)]
     assert all(len(chosen) == min(count, of) for chosen in turns)
     assert {place for chosen in turns for place in chosen} == set(range(of))
+    assert rotated(3, 12, 0) == [0, 4, 8] and rotated(3, 12, 1) == [1, 5, 9]

@@ -74,7 +74,11 @@ def test_stochastic_rounding_takes_the_bits_of_one_process(four: Ranks, name: st
 
 
 def test_telemetry_is_that_of_one_process(four: Ranks, fused: bool) -> None:
-    assert max(four(behaviour.told, "row", fused)) <= FLOAT32  # in which it is kept
+    assert max(four(behaviour.telemetry, "row", fused)) <= FLOAT32  # in which it is kept
+
+
+def test_telemetry_can_be_switched_on_between_steps(four: Ranks, fused: bool) -> None:
+    assert max(four(behaviour.telemetry_switched, "row", fused)) <= FLOAT32
 
 
 def test_state_lies_like_its_parameter(four: Ranks) -> None:

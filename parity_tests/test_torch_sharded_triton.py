@@ -88,7 +88,6 @@ def test_equals_one_process_with_two_sums_per_process_group(
         assert answer.counts == {ALL_REDUCE: 2 * runs.LAYOUTS[name]}
 
 
-@pytest.mark.sampled(count=1)
 @pytest.mark.parametrize("on_device", [False, True], ids=["counted on the host", "counted on a device"])
 def test_all_processes_skip_what_is_not_finite_on_one(four: Ranks, on_device: bool) -> None:
     counted = (kernels.counted_on_device,) if on_device else ()

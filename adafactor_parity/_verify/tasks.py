@@ -1,4 +1,4 @@
-"""Runs the parts of `verify` side by side, one on each processor core, and ends all of them when one fails."""
+"""Runs the parts of `verify` side by side, on at most `MOST_THREADS` processor cores, and ends all when one fails."""
 
 import threading
 from collections.abc import Callable
@@ -32,6 +32,7 @@ class Tasks:
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._stopped = progress, threading.Event()
+        self._error: BaseException | None = None  # of the task that failed first
         self._threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -51,7 +52,31 @@ class Tasks:
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> "Future[Result]":
         """Run a function as soon as a core is free; tasks start in the order of these calls."""
-        return self._pool.submit(function, *args, **kwargs)
+
+        def run() -> Result:
+            try:
+                return function(*args, **kwargs)
+            except Stopped:
+                raise
+            except BaseException as error:
+                self._error = self._error or error
+                self._stopped.set()
+                raise
+
+        return self._pool.submit(run)
+
+    def result(self, task: "Future[Result]") -> Result:
+        """What a task has returned, when it is done.
+
+        Raises:
+            BaseException: what the first task that failed has raised, whichever that is.
+        """
+        try:
+            return task.result()
+        except Stopped:
+            if self._error is None:
+                raise
+            raise self._error from None
 
     def advance(self) -> None:
         """What a task calls after each of its steps."""

@@ -99,9 +99,9 @@ def measure(options: Options, corpus: Corpus) -> Verification:
             (recipe, dtype): tasks.start(step_all, setting, dtype, tensors(setting, dtype), devices, seed, advance)
             for (recipe, dtype), setting in different.items()
         }
-        trained, piecewise = [task.result() for task in trainings], schedule.result()
+        trained, piecewise = [tasks.result(task) for task in trainings], tasks.result(schedule)
         plots = draw_training(trained, entropy) | draw_schedule(piecewise)  # while the other tasks go on
-        done = {key: task.result() for key, task in stepping.items()}
+        done = {key: tasks.result(task) for key, task in stepping.items()}
     stepped = [replace(done[setting.recipe.effective(), dtype], setting=setting) for setting, dtype in cases]
     of_training = [check for run in trained for check in checks.of_training(run, corpus, entropy)]
     return Verification(

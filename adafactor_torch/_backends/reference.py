@@ -29,7 +29,7 @@ class ReferenceBackend(Backend):
     name = "the reference"
 
     def __init__(self) -> None:
-        self._tried: set[tuple[type, type, int]] = set()  # classes of a parameter and its gradient, and its config
+        self._tried: set[tuple[type, type, ParamConfig]] = set()  # classes of a parameter and of its gradient
 
     def why_not(self, task: Task) -> str | None:
         """Why it does not step a task; None where it does."""
@@ -50,7 +50,7 @@ class ReferenceBackend(Backend):
 
     def _try(self, task: Task, amp: Amp) -> None:
         """Compute the first step of a kind of subclass before any is written: it may lack an operator."""
-        kind = type(task.p), type(task.grad), id(task.config)
+        kind = type(task.p), type(task.grad), task.config
         if kind in self._tried:
             return
         try:

@@ -1,1 +1,1 @@
-"""Everything that knows torch.distributed: DTensors, their gradients, process groups, and which shards take a step."""
+"""Everything that communicates between processes: DTensors, their gradients, sums, and which shards take a step."""

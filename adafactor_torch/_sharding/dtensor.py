@@ -91,7 +91,7 @@ def new_state_tensor(p: Tensor, entry: str, plan: Plan, shape: Shape, dtype: tor
 
 
 def is_placed_like_state(x: Tensor, p: Tensor, entry: str, plan: Plan) -> bool:
-    """Whether a tensor of the state of p lies as `new_state_tensor` lays it."""
+    """Whether a tensor of the state of p has the mesh and placements that `new_state_tensor` gives it."""
     if not is_dtensor(p):
         return not is_dtensor(x)
     return is_dtensor(x) and x.device_mesh == p.device_mesh and x.placements == state_placements(p, entry, plan)

@@ -65,6 +65,10 @@ class LocalTensors:
             task.grad = NO_GRADIENT
         self._tasks = tasks
 
+    def forget(self) -> None:
+        """Hold no task of the last step."""
+        self._tasks = []
+
     def are_again(self, tasks: Sequence[Task]) -> bool:
         """Whether these are the tasks of the last step; a step that had to look at all of them makes new ones."""
         return len(tasks) == len(self._tasks) and all(map(operator.is_, tasks, self._tasks))

@@ -38,8 +38,8 @@ class ProcessGroups:
     def all_reduce(self, asked: list[PartialSum]) -> None:
         """Replace every tensor by its sum over the processes of its groups.
 
-        In which order numbers are added depends on where in a buffer they lie. So what groups side by side add up
-        alike, of a parameter that is replicated across them, must not stand behind what has a size of its own in each.
+        The order of additions depends on a value's offset in the buffer. Values that have the same size on every
+        process come first; otherwise replicas could differ in the last bit.
         """
         asked = sorted(asked, key=lambda one: not one.uniform)
         for group_key, group in self._order.items():

@@ -74,6 +74,7 @@ class Driver:
             except BaseException:
                 undo.take_back()
                 self._caches.clear()
+                self._runner.forget_tasks()
                 raise
             finally:
                 for cache in self._caches.values() if only is None else ():

@@ -5,11 +5,11 @@
 | gradients that arrive as terms of a sum | first, where there are any |
 | means of g^2 and p^2, who has a gradient, whose is not finite | after phase 1 |
 | the mean of R, where it is kept in 16 bits, and both rows and columns are split | in between |
-| means of u^2, where updates are clipped or shown | after phase 2 |
+| means of u^2, where updates are clipped or recorded as telemetry | after phase 2 |
 
-A backend pauses before each of the last three sums, with what is to be added up, and goes on when that has been added
-up in place; then it writes. So all backends share the sums. What they ask for, and in which order, follows from plans,
-placements and options alone, and so is the same everywhere.
+A backend pauses before each of the last three sums and yields what is to be added up. The runner adds up, in place,
+what all backends have yielded, in one all-reduce per process group. After the third pause the backend writes. What is
+added up, and in which order, follows from plans, placements and options alone, so that it is the same on every process.
 """
 
 from collections.abc import Callable, Collection
@@ -82,6 +82,11 @@ class Runner:
         mask = StepMask(tasks, amp)
         phases = [backend.steps(batch, mask, amp, lambda _: None) for backend, batch in self._shards]
         return lambda: self._step_shards(tasks, mask, phases)
+
+    def forget_tasks(self) -> None:
+        """Hold nothing of the shards of a step that has failed, their gradients above all."""
+        self._shards = []
+        self.local.forget()
 
     def _step_shards(self, tasks: list[Task], mask: StepMask, phases: list[Phases]) -> None:
         """One step, in place, of tasks that are counted already. Where one is not to be, that is taken back."""

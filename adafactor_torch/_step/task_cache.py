@@ -35,7 +35,7 @@ class TaskCache:
         self.assigned: Assigned | None = None  # the backends of those of the tasks that are whole
         self._form, self._options = recipe_without_lr(group), _options_of(group)
         by_parameter = {task.param: task for task in tasks}
-        # A parameter that stands twice in its group has one task; then no step is taken for one like this.
+        # A parameter that is listed twice has one task, so that its second place is None and `still_holds` never true.
         self._places = [by_parameter.pop(p, None) for p in group["params"]]
         # Held, so that no other tensor comes to have the address of one of these.
         self._held = [(local_of(task.param)._base, *task.stored.values()) for task in tasks]

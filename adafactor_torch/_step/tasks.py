@@ -33,7 +33,7 @@ _LATER = Numbers(**dict.fromkeys(Numbers.__annotations__))  # of tasks whose ste
 
 
 class ConfigCache:
-    """The settings of parameters, decided once and again only where something has changed."""
+    """The `ParamConfig`s of parameters, which are made anew only where something has changed."""
 
     def __init__(self) -> None:
         self.known: dict[Tensor, tuple[Recipe, str, Any, ParamConfig]] = {}
@@ -41,7 +41,7 @@ class ConfigCache:
         self._configs: dict[tuple[Any, ...], ParamConfig] = {}
         self.places: dict[Tensor, tuple[int, int, int]] = {}
         self._counts: list[int] = []  # of parameters in the groups when the places were taken
-        # With what the key names by its address, so that nothing else comes to be there.
+        # The key holds ids; the value keeps those objects alive, so that an id cannot be used again for another object.
         self._numbers: dict[tuple[int, Any, int], tuple[Recipe, Any, Numbers]] = {}
 
     def place_of(self, p: Tensor, groups: list[Group]) -> tuple[int, int, int]:

@@ -55,7 +55,9 @@ class Undo:
 
     def count(self, tasks: list[Task]) -> None:
         """One step more of each."""
-        self._counted = [task for task in tasks if task.t]  # to say again what the host counts is no harm
+        self._counted = [
+            task for task in tasks if task.t
+        ]  # these are set, not added to: setting back twice is harmless
         count(tasks)
         self._counted = tasks
 

@@ -28,7 +28,8 @@ def row_mean_source(task: Task) -> Literal["local", "new", "old and squares", "s
 
     "local": this process has all rows. "new": the mean of the new R, which is known before the sums are, travels with
     them. "old and squares": R is not, as the columns are split, too; the means of the old R and of g^2 travel, of which
-    it is the average. "stored": of what is kept in 16 bits that is another mean, which is asked for when R is written.
+    it is the average. "stored": R is kept in 16 bits, and the mean must be that of the rounded R, so that it
+    is added up after R has been written.
     """
     config, plan = task.config, task.config.plan
     if not plan.factored or not task.shard.is_split(plan.rows):

@@ -19,7 +19,7 @@ from ..._task.task import Amp, Task
 from ..protocol import Backend, Batch, Done, Phases
 from ..reference import may_apply, take_back
 from .blocks import BlockedTask
-from .phases import advance, advance_plain, is_dense_matrix, step_blocks, step_dense_matrix
+from .phases import advance, advance_dense_matrix, is_dense_matrix, step_blocks, step_dense_matrix
 
 # A tensor with fewer elements is stacked: up to here torch adds in one thread, and so in the same order in a stack.
 SMALL = 1 << 15
@@ -63,7 +63,7 @@ def _advance(part: BlockedTask, tasks: list[Task]) -> None:
     if applies is not None:
         part.leave_out(applies)
     if applies is None and is_dense_matrix(part):
-        advance_plain(part)
+        advance_dense_matrix(part)
     else:
         advance(part)
     if applies is not None:

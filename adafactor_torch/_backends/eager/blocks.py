@@ -16,7 +16,7 @@ from ..._task.task import Amp, ParamConfig, Task
 from .. import reference as phases
 
 OWN = (1, 2, 3)  # the axes of one batch index
-# Elements of a matrix that is too small to be an inner loop, and so many of them that one across them is worth it.
+# Matrices of at most SMALL_MATRIX elements are too small for an inner loop: where there are MANY, loops go across them.
 SMALL_MATRIX, MANY = 64, 16
 _ACROSS = (0, 2, 3, 1)
 

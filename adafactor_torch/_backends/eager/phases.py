@@ -35,14 +35,14 @@ def _has_plain_momentum(part: BlockedTask) -> bool:
     return config.momentum == "update" and part.state["m"].dtype == config.compute and not config.recipe.debias
 
 
-def advance_plain(part: BlockedTask) -> None:
+def advance_dense_matrix(part: BlockedTask) -> None:
     """One step of whole tensors, in place."""
     for _ in step_dense_matrix(part):
         pass  # what it asks for is there already
 
 
 def step_dense_matrix(part: BlockedTask) -> Iterator[list[PartialSum]]:
-    """One step, in place, of parameters that all take it: with the pauses of `blocks.stepped`, and the same sums."""
+    """One step, in place, of parameters that all take it: with the pauses of `step_blocks`, and the same sums."""
     config, recipe, cut = part.config, part.config.recipe, part.cut
     ps, gs = cut(part.p), cut(part.g)
     rooms = _rooms(gs)

@@ -96,7 +96,7 @@ class TaskRow:
 
     @property
     def workspace(self) -> list[int]:
-        """Elements of each of its places in the workspace, in the order of `_triton_tiles.ROW_PARTS` to `STEP`."""
+        """Elements of each of its places in the workspace, in the order of `tiles.ROW_PARTS` to `STEP`."""
         batch, lead, rows, cols = self.sizes
         matrices = batch * lead if self.options.factored else 0
         _, row_units, col_units = self.units

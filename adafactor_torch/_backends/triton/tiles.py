@@ -63,8 +63,8 @@ class Options(NamedTuple):
     found_inf: bool  # there is a found_inf
     skips: bool
     counts: str  # dtype of the counter of steps left out, or ""
-    uncounts: bool  # the count of a step left out
-    telemetry: bool  # somebody wants the telemetry
+    uncounts: bool  # whether the kernels take back the count of a step that is left out
+    telemetry: bool  # whether telemetry is recorded
     needs_update_rms: bool  # whether RMS(u) is needed, and RMS(p)
     needs_parameter_rms: bool
     shares: str  # "" of whole parameters, else which mean of R their processes add up: `shard_kernels.py`

@@ -20,7 +20,7 @@
 
 namespace {
 
-inline bool is_plain(const Task& k) {
+inline bool is_dense_matrix(const Task& k) {
   const bool narrow = (k.p.dtype == F32 || k.p.dtype == BF16) && (k.g.dtype == F32 || k.g.dtype == BF16);
   const bool adjacent = k.p.stride[3] == 1 && k.g.stride[3] == 1;
   const bool momentum = k.momentum != GRAD && k.momentum_rounding == STORE && k.m.dtype == F32 && k.m.stride[3] == 1;
@@ -34,7 +34,7 @@ constexpr int FEW = 4;              // rows at a time
 constexpr int64_t WIDE_ROW = 2048;  // with more columns, what is kept of them does not stay in the first-level cache
 
 // The phases of `Parameter`, for weights of type P and gradients of type G.
-template <typename P, typename G> struct Plain : Parameter<float> {
+template <typename P, typename G> struct DenseMatrix : Parameter<float> {
   using T = float;
   static constexpr bool ONE_PASS = true, PAIRS = sizeof(P) == 2 && sizeof(G) == 2;
   static constexpr SumOrder SUM_ORDER = PAIRS ? BY_HALVES_OF_PAIRS : BY_HALVES;

@@ -335,8 +335,8 @@ template <typename Compute, bool ACROSS = false> struct Parameter {
     clip = !k.clips || clip < T(1) ? T(1) : clip;
     const T alpha = k.multiply_by_parameter_scale ? T(k.rho) * of : T(k.rho);
     if (k.telemetry) {
-      const float told[] = {float(alpha), float(u_rms), float(clip), float(p_rms)};
-      std::copy(told, told + 4, k.telemetry + 4 * b);
+      const float recorded[] = {float(alpha), float(u_rms), float(clip), float(p_rms)};
+      std::copy(recorded, recorded + 4, k.telemetry + 4 * b);
     }
     return {alpha, clip};
   }

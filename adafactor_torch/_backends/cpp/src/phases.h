@@ -39,19 +39,19 @@ template <typename K, typename F> void with_kind(Task& k, int threads, F f) {
   f(K{k, threads});
 }
 
-// f(the `Parameter` or `Plain` of a task).
+// f(the `Parameter` or `DenseMatrix` of a task).
 template <typename F> void with_kind(Task& k, int threads, F f) {
-  const bool plain = is_plain(k), wide_p = k.p.dtype == F32, wide_g = k.g.dtype == F32;
+  const bool plain = is_dense_matrix(k), wide_p = k.p.dtype == F32, wide_g = k.g.dtype == F32;
   if (is_small_matrices(k)) {
     if (k.p.dtype == F64) return with_kind<Parameter<double, true>>(k, threads, f);
     return with_kind<Parameter<float, true>>(k, threads, f);
   }
   if (k.p.dtype == F64) return with_kind<Parameter<double>>(k, threads, f);
   if (!plain) return with_kind<Parameter<float>>(k, threads, f);
-  if (wide_p && wide_g) return with_kind<Plain<float, float>>(k, threads, f);
-  if (wide_p) return with_kind<Plain<float, bfloat16>>(k, threads, f);
-  if (wide_g) return with_kind<Plain<bfloat16, float>>(k, threads, f);
-  return with_kind<Plain<bfloat16, bfloat16>>(k, threads, f);
+  if (wide_p && wide_g) return with_kind<DenseMatrix<float, float>>(k, threads, f);
+  if (wide_p) return with_kind<DenseMatrix<float, bfloat16>>(k, threads, f);
+  if (wide_g) return with_kind<DenseMatrix<bfloat16, float>>(k, threads, f);
+  return with_kind<DenseMatrix<bfloat16, bfloat16>>(k, threads, f);
 }
 
 bool small(const Task& k) { return k.size[0] * k.size[1] * k.size[2] * k.size[3] <= UNIT; }

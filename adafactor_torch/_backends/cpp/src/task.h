@@ -1,4 +1,4 @@
-// What a step is told of one parameter, and the sizes in which it works.
+// What a step is recorded of one parameter, and the sizes in which it works.
 
 #pragma once
 
@@ -16,7 +16,7 @@ enum Momentum : int64_t { NONE, GRAD, UPDATE, STEP };
 enum MomentumRounding : int64_t { STORE, USE, DECAY };
 enum Decay : int64_t { NO_DECAY, BY_GRAD, BY_STEP, BY_ONE };
 enum Rounding : int64_t { NEAREST, STOCHASTIC, KAHAN };
-// The orders in which the squares of p are added: of `Parameter` and of `Plain`.
+// The orders in which the squares of p are added: of `Parameter` and of `DenseMatrix`.
 enum SumOrder : int64_t { UNKNOWN, BY_CHUNKS, ACROSS_MATRICES, BY_HALVES, BY_HALVES_OF_PAIRS };
 
 struct Task {  // the fields, in this order, of `TASK` in record.py; all of 8 bytes

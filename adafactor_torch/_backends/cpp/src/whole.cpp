@@ -16,7 +16,7 @@ template <typename K> void first_pass(const K& of, double* room, std::vector<typ
   of.each(norms.size(), [&](int64_t i) { norms[i] = of.norm(i / of.L, i % of.L); });
 }
 
-// The same, and phase 2: the sum of u^2 of each batch index, without another pass over g (see plain.h).
+// The same, and phase 2: the sum of u^2 of each batch index, without another pass over g (see dense_matrix.h).
 template <typename K>
 void only_pass(const K& of, double* room, std::vector<typename K::T>& norms, std::vector<double>& u_squares) {
   double* weighted = room + of.units * of.C;
@@ -38,7 +38,7 @@ void only_pass(const K& of, double* room, std::vector<typename K::T>& norms, std
   }
 }
 
-// The three phases of one parameter; K is `Parameter` or `Plain`. `room` is as large as `adafactor_room` says.
+// The three phases of one parameter; K is `Parameter` or `DenseMatrix`. `room` is as large as `adafactor_room` says.
 template <typename K> void step(const K& of, double* room) {
   using T = typename K::T;
   const Task& k = of.k;
