@@ -55,7 +55,7 @@ def check_range(argument: str, value: object, why: str, check: Callable[..., Any
         return check(argument, value, **bounds)
     except ValueError as error:
         number = plain_number(value)
-        if number is None:  # the original cannot compute with it
+        if not is_number(number):  # nothing to compute with, or a tracer
             raise
         if number != number or abs(number) == math.inf:
             raise NotReproduced(f"{error} Numbers are finite here, so it is not reproduced.") from None
