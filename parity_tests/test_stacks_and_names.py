@@ -126,7 +126,7 @@ def test_logical_axes_become_plans(name: str, shape: tuple[int, ...], plan: fact
             {"logical_factor_rules": "standard", "param_logical_axes": {"w": ("embed", "mlp", "relpos_buckets")}},
             "where there are rows and columns",
         ),
-        ({"multiply_by_parameter_scale": {"w": 1}}, "multiply_by_parameter_scale must be True or False, got 1"),
+        ({"multiply_by_parameter_scale": {"w": np.ones(2)}}, r"scale\['w'\] must be True or False, got array"),
     ],
 )
 def test_bad_axis_rules_are_refused(arguments: dict[str, Any], message: str) -> None:
