@@ -26,7 +26,7 @@ class Ranks:
     """The processes. Calling it runs a function of a test module, with picklable arguments, in each of them."""
 
     def __init__(self, pipes: list[Connection]) -> None:
-        self._pipes = pipes
+        self._pipes, self._calls = pipes, 0
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function returned, by rank. It is called as `function(*arguments)`.
@@ -34,9 +34,10 @@ class Ranks:
         Raises:
             Failed: it raised in a rank, or gave no answer.
         """
+        self._calls += 1
         for pipe in self._pipes:
-            pipe.send((function, arguments))
-        answers = [_answer(pipe) for pipe in self._pipes]
+            pipe.send((self._calls, function, arguments))
+        answers = [_answer(pipe, self._calls) for pipe in self._pipes]
         failed = [f"rank {rank}: {answer}" for rank, (done, answer) in enumerate(answers) if not done]
         if failed:
             raise Failed("\n".join(failed))
@@ -70,11 +71,16 @@ def processes(folder: Path, world: int) -> Iterator[Ranks]:
             process.join()
 
 
-def _answer(pipe: Connection) -> tuple[bool, Any]:
+def _answer(pipe: Connection, call: int) -> tuple[bool, Any]:
+    """What a rank answers to this call; late answers to earlier calls, which were given up, are passed over."""
     try:
-        return pipe.recv() if pipe.poll(2 * PATIENCE) else (False, "no answer")
+        while pipe.poll(2 * PATIENCE):
+            number, done, answer = pipe.recv()
+            if number == call:
+                return done, answer
     except EOFError:
         return False, "the process is gone"
+    return False, "no answer"
 
 
 def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
@@ -83,10 +89,10 @@ def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
     patience = datetime.timedelta(seconds=PATIENCE)
     dist.init_process_group("gloo", f"file://{store}", timeout=patience, world_size=world, rank=rank)
     while (task := pipe.recv()) is not None:
-        function, arguments = task
+        call, function, arguments = task
         try:
-            answer = True, function(*arguments)
+            answer = call, True, function(*arguments)
         except BaseException:  # as what pytest.raises raises when nothing was raised
-            answer = False, traceback.format_exc()
+            answer = call, False, traceback.format_exc()
         pipe.send(answer)
     dist.destroy_process_group()
