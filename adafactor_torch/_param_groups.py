@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafactor_spec import FIELDS, PER_NAME, REMEDIES, ROUNDINGS, Numbers, Recipe, check_seed, dtypes, recipes, replace
+from adafactor_spec import (
+    FIELDS,
+    PER_NAME,
+    REMEDIES,
+    ROUNDINGS,
+    Numbers,
+    Recipe,
+    check_seed,
+    dtypes,
+    per_name,
+    recipes,
+    replace,
+)
 from adafactor_spec.errors import check_choice, check_flag, check_number, nearest, plain_text, refusal, shown
 from adafactor_spec.factoring import Plan
 from adafactor_spec.factoring import plan as plan_for
@@ -100,7 +112,12 @@ def recipe_without_lr(group: Group) -> Recipe:
         hash(values)
     except Exception:  # a callable object that compares by value has no hash, an array has none
         return Recipe(**dict(zip(FIELDS, values, strict=True)))
-    return _recipe(*values)
+    return _recipe(tuple(_types_in(group[name]) for name in PER_NAME), *values)
+
+
+def _types_in(value: Any) -> tuple[type, ...]:
+    """The types of the values in a `per_name`: a number that may not be there can equal one that may."""
+    return tuple(type(one) for one in (*dict(value.rules).values(), value.default)) if type(value) is per_name else ()
 
 
 def learning_rate(group: Group) -> Any:
@@ -112,7 +129,7 @@ def learning_rate(group: Group) -> Any:
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _recipe(*values: Any) -> Recipe:
+def _recipe(types: tuple[tuple[type, ...], ...], *values: Any) -> Recipe:
     return Recipe(**dict(zip(FIELDS, values, strict=True)))
 
 

@@ -205,7 +205,8 @@ def give(p: Tensor, grad: Tensor | None) -> None:
 
 
 def array(x: Tensor) -> Array:
-    return x.detach().resolve_neg().to(torch.float64).numpy().copy()
+    held = x.a if isinstance(x, TwoTensor) else x  # both of the two hold the same
+    return held.detach().resolve_neg().to(torch.float64).numpy().copy()
 
 
 def arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -294,6 +295,8 @@ class Judge:
             budget += float(np.finfo(np.float32).tiny) * self.by_addition  # below which XLA has only 0
         if key == "compensation":  # in bfloat16, of at most half a unit in the last place
             budget = budget + dtypes.spacing(dtypes.spacing(own[finite], self.dtype), stored)
+            if self.by_addition:  # the parameter may be a unit beside what was rounded, see docs/numerics.md
+                budget = budget + 2 * dtypes.spacing(np.full(1, largest), self.dtype)
         elif dtypes.is_narrow(stored):  # the neighbour, of a float32 near the middle between two
             budget = budget + dtypes.spacing(own[finite], stored)
             if key == "p" and self.by_addition:  # and the update is rounded too, as is its sum with the parameter

@@ -18,6 +18,7 @@ import adafactor_jax
 from adafactor_jax import adafactor
 from adafactor_spec import FIELDS as NAMES
 from adafactor_spec import Recipe, factoring, from_plain, oracle, per_name, replace, to_plain
+from adafactor_spec._schedule import constant
 from adafactor_torch import Adafactor
 
 from . import hostile_fields as fields
@@ -139,8 +140,10 @@ def test_fields(given: dict[str, Hostile], way: str) -> None:
     assert_plain(made)
     plain = replace(BASE, **fields.plain(given))
     # A decay that is an array of 0 stays a decay, as the array may have another value when a step is traced.
-    a_decay = isinstance(raw.get("weight_decay"), jax.Array) and not plain.decays
-    assert (replace(made, weight_decay=0.0) if a_decay else made) == plain
+    decay = raw.get("weight_decay")
+    decay = decay.rules[0][1] if isinstance(decay, per_name) else decay
+    a_decay = isinstance(decay, jax.Array | constant) and not plain.decays
+    assert (replace(made, weight_decay=plain.weight_decay) if a_decay else made) == plain
     assert from_plain(to_plain(made.factoring)) == made.factoring
     assert made.describe()
     assert a_decay or hash(made) == hash(plain)
@@ -211,6 +214,9 @@ def test_pieces(drawn: tuple[str, dict[str, Hostile]]) -> None:
     bad = any(plain[one] is NOTHING or not LIMITS[one](plain[one]) for one in given)
     largest = plain.get("max_parameter_scale")
     bad = bad or (largest is not None and plain.get("eps2", BASE.eps2) > largest)
+    bad = bad or (
+        plain.get("relative_step") is True and not fields.FIELDS["lr"].fits(plain.get("learning_rate", BASE.lr))
+    )
     tx, why = refusal_of(
         lambda: build(**{one: value.value for one, value in given.items()}), {*given, "max_parameter_scale"}
     )

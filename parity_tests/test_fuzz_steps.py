@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing._internal.two_tensor import TwoTensor
 
 from adafactor_spec import Recipe
 from adafactor_torch import Adafactor
@@ -83,7 +82,9 @@ def test_steps(recipe: Recipe, drawn: list[Drawn], way: str, options: dict[str, 
         for one, judge, (_, p) in zip(drawn, judges, given, strict=True):
             steps.give(p, one.gradient(t) if t < len(one.grads) else None)
             before = {key: x.clone() for key, x in optimizer.state.get(p, {}).items()}
-            rows.append((p, judge, plain(p), None if p.grad is None or one.is_wrong(t) else plain(p.grad), before))
+            rows.append(
+                (p, judge, steps.array(p), None if p.grad is None or one.is_wrong(t) else steps.array(p.grad), before)
+            )
         wrong = any(one.is_wrong(t) for one in drawn)
         try:
             with AROUND[around]():
@@ -93,19 +94,19 @@ def test_steps(recipe: Recipe, drawn: list[Drawn], way: str, options: dict[str, 
                 raise
             if not str(error).startswith(TORCHS_WORDS):
                 assert_in_form(error)
-            assert all(same(plain(p), x) for p, _, x, *_ in rows)
+            assert all(same(steps.array(p), x) for p, _, x, *_ in rows)
             assert all(unchanged(optimizer.state.get(p, {}), before) for p, *_, before in rows)
             return
         assert not wrong, "taken, although a gradient is none"
         for p, judge, x, grad, before in rows:
             state = optimizer.state.get(p, {})
-            assert p.grad is None or same(plain(p.grad), grad), "the gradient was written to"
+            assert p.grad is None or same(steps.array(p.grad), grad), "the gradient was written to"
             skipped = grad is not None and options["nonfinite"] == "skip" and not np.all(np.isfinite(grad))
             if grad is None or skipped:
-                assert same(plain(p), x)
+                assert same(steps.array(p), x)
                 assert unchanged(state, before)
                 continue
-            judge.check(x, grad, steps.arrays(before), plain(p), steps.arrays(state), steps.stored_in(state))
+            judge.check(x, grad, steps.arrays(before), steps.array(p), steps.arrays(state), steps.stored_in(state))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -117,7 +118,3 @@ def unchanged(state: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -
     return state.keys() == before.keys() and all(
         same(steps.array(state[key]), steps.array(before[key])) for key in state
     )
-
-
-def plain(x: torch.Tensor) -> Any:
-    return steps.array(x.a if isinstance(x, TwoTensor) else x)

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafactor_spec import FIELDS, Recipe, schedules
+from adafactor_spec import FIELDS, Recipe, per_name, schedules
 from adafactor_torch import Adafactor
 
 from .odd_values import FRACTIONS, NO_FIELD, NO_NUMBER, WHOLE, Word, in_form
@@ -210,3 +211,13 @@ def test_a_schedule_of_numpys_numbers_is_saved() -> None:
     again.load_state_dict(loaded(optimizer))
     assert again.param_groups[0]["lr_schedule"] == schedules.piecewise_constant(0.25, (2, 3), 0.5)
     assert Recipe(lr=lr) == Recipe(lr=again.param_groups[0]["lr_schedule"])
+
+
+def test_a_value_by_name_is_checked_whatever_equals_it() -> None:
+    """A fraction of 0 equals the 0.0 that another group had before."""
+    of_zero, of_fraction = (
+        {"params": [("a", small()[0])], "weight_decay": per_name({".*": zero})} for zero in (0.0, Fraction(0))
+    )
+    Adafactor([of_zero])
+    with pytest.raises(ValueError, match=r"^weight_decay must be a number"):
+        Adafactor([of_fraction])

@@ -58,7 +58,8 @@ class ReferenceBackend(Backend):
         except Exception as error:
             got = f"{type(task.p).__name__} with a gradient of {type(task.grad).__name__}"
             must = "of a class that has the operators of a step"
-            raise refusal(called("", task.p), must, got, f"{type(error).__name__}: {error}") from error
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise refusal(called("", task.p), must, got, f"{type(error).__name__}: {reason}.") from error
         self._tried.add(kind)
 
 
