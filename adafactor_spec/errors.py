@@ -66,6 +66,7 @@ def plain_number(value: object) -> Any:
     if kind is float:
         return value
     if issubclass(kind, int):
+        # The base class's conversion: a subclass may have one of its own that fails or says something else.
         return None if kind is bool else int.__int__(value)  # type: ignore[arg-type]
     if issubclass(kind, float):
         return float.__float__(value)  # type: ignore[arg-type]

@@ -117,7 +117,9 @@ def recipe_without_lr(group: Group) -> Recipe:
 
 def _types_in(value: Any) -> tuple[type, ...]:
     """The types of the values in a `per_name`: a number that may not be there can equal one that may."""
-    return tuple(type(one) for one in (*dict(value.rules).values(), value.default)) if type(value) is per_name else ()
+    if type(value) is not per_name:
+        return ()
+    return (*(type(one) for _, one in value.rules), type(value.default))
 
 
 def learning_rate(group: Group) -> Any:

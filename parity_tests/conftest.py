@@ -8,11 +8,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from pathlib import Path
 
 import jax
 import pytest
 import torch
 from hypothesis import settings
+from torch.distributed.device_mesh import DeviceMesh
 
 from .profiles import cover, draws_many, rotated
 from .two_processes import Ranks, processes
@@ -147,3 +149,13 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Four processes for the whole run: starting them takes longer than most of what they do."""
     with processes(tmp_path_factory.mktemp("four"), 4) as ranks:
         yield ranks
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """A mesh of this process alone: parameters on it are DTensors."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        torch.distributed.destroy_process_group()

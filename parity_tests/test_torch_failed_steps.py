@@ -1,8 +1,7 @@
 """A step that fails has not happened: nothing is written or counted, and the run goes on as if without it."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -158,7 +157,7 @@ def test_nothing_has_happened_and_the_run_goes_on(spoil: Any, before: int, path:
     with pytest.MonkeyPatch.context() as patch:
         spoil(optimizer, patch)
         spoiled = frozen(optimizer.param_groups)
-        with pytest.raises(BaseException):  # noqa: B017, PT011
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - errors of every kind, an interrupt too
             optimizer.step()
         assert frozen(optimizer.param_groups) == spoiled
     for group, was in zip(optimizer.param_groups, groups, strict=True):
@@ -331,15 +330,6 @@ def test_a_failed_step_in_a_backward_pass_may_be_tried_again() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- sharded parameters
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Any]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("fused", [False, True])

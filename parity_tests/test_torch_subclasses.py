@@ -1,7 +1,6 @@
 """Parameters and gradients of tensor subclasses: what lies at an address is known of few of them."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -250,15 +249,6 @@ class Gathered(Wrapped):
 
     def fsdp_pre_all_gather(self, *_: Any) -> Any:
         raise NotImplementedError
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Any]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def shared(part: Tensor, mesh: Any) -> Tensor:

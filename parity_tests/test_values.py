@@ -295,9 +295,11 @@ def test_a_step_is_one_that_both_frameworks_can_count(make: Callable[[int], Any]
 
 def test_seeds_and_the_bits_that_they_make() -> None:
     state = oracle.init(Recipe(), np.ones(3), dtype="bfloat16")
-    step = lambda seed: oracle.step(  # noqa: E731
-        Recipe(), np.ones(3), np.ones(3), state, dtype="bfloat16", rounding="stochastic", seed=seed
-    )[0]
+
+    def step(seed: Any) -> Any:
+        how: dict[str, Any] = {"dtype": "bfloat16", "rounding": "stochastic", "seed": seed}
+        return oracle.step(Recipe(), np.ones(3), np.ones(3), state, **how)[0]
+
     for seed, plain in ((np.int64(2**32 - 1), 2**32 - 1), (np.uint32(7), 7), (np.array(7), 7), (7.0, 7)):
         np.testing.assert_array_equal(step(seed), step(plain))
     for value in (*REFUSED.values(), -1, 2**32, 0.5, np.array(7.0), None):

@@ -84,8 +84,7 @@ class CppBackend(Backend):
         table: TaskTable | None = batch.table
         if table is None or not table.lasts:
             rows, table = [self._row(task) for task in batch.tasks], self._of_shards
-            measures = [task.telemetry is not None for task in batch.tasks]
-            if table is None or table.rows != rows or table.measures != measures:
+            if table is None or table.rows != rows:
                 table = TaskTable(batch.tasks, rows)
             batch.table = self._of_shards = table
         return table

@@ -108,8 +108,9 @@ class TaskRecord:
 
 
 def _where(task: Task) -> tuple[Any, ...]:
-    # Addresses and not objects: `tensor.data = ...` moves one.
-    return (task.maximize, task.grad.dtype, task.p.data_ptr(), task.p.stride(), *map(_ADDRESS, task.state.values()))
+    # Addresses and not objects: `tensor.data = ...` moves one. Telemetry decides which sums a table asks for.
+    options = task.maximize, task.telemetry is None
+    return (*options, task.grad.dtype, task.p.data_ptr(), task.p.stride(), *map(_ADDRESS, task.state.values()))
 
 
 def _described(view: Tensor) -> tuple[int, int, list[int]]:

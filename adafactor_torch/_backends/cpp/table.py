@@ -33,7 +33,6 @@ class TaskTable:
 
     def __init__(self, tasks: list[Task], rows: list[TaskRecord]) -> None:
         self.rows, self._of = rows, np.array([row.record for row in rows], TASK)
-        self.measures = [task.telemetry is not None for task in tasks]
         self.lasts, self._copies = not any(row.copied for row in rows), any(row.copies for row in rows)
         self._stale = np.zeros(len(rows), WORD)
         self._of["stale_square_sum"] = self._stale.ctypes.data + 8 * np.arange(len(rows))
@@ -43,7 +42,7 @@ class TaskTable:
         self._memory: Tensor | None = None
         self._narrows = [row for row, task in enumerate(tasks) if _narrows(task.config)]
         self._shared = any(task.shard.is_shared for task in tasks)
-        self._measures = self._shared and any(self.measures)
+        self._measures = self._shared and any(task.telemetry is not None for task in tasks)
         self.partial_sums: dict[int, list[PartialSum]] = {BEGIN: [], MIDDLE: []}
         self._buffers = self._laid_out(tasks) if self._shared else []
 
